@@ -54,7 +54,7 @@ def allocate(weights: Mapping[str, int], previous: Allocation = ()) -> Allocatio
     free: list[int] = []
     covered = 0
     for span in previous:
-        (owned[span.label] if span.label in owned else free).extend(range(span.start, span.stop))
+        owned.get(span.label, free).extend(range(span.start, span.stop))
         covered = span.stop
     free.extend(range(covered, BUCKETS))
     for label, buckets in owned.items():

@@ -1,0 +1,101 @@
+"""How every command speaks: exit codes, one-sentence errors, JSON, tables and progress bars.
+
+Owns: the contract of exit codes and the consoles. Never: what a command does. Rich is imported only when something is
+drawn, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+class ExitCode(IntEnum):
+    """What a shell script may rely on."""
+
+    DONE = 0
+    """Done, or the gate passed."""
+    GATE_FAILED = 1
+    USAGE = 2
+    """Wrong usage or configuration."""
+    INCONCLUSIVE = 3
+    NOT_THERE = 4
+    """An engine, a server or a file that the command depends on is not there."""
+
+
+class UserError(Exception):
+    """Something that the user can mend. `str(error)` is one sentence with the cause and the remedy."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NotThereError(UserError):
+    """A dependency (engine, server, file) is not there."""
+
+    exit_code = ExitCode.NOT_THERE
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console on standard output (data) or standard error (progress, remarks)."""
+    from rich.console import Console  # noqa: PLC0415 - costs 40 ms, wanted only when something is drawn
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, indented for people where it is a terminal."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False, default=str) + "\n")
+
+
+def fail(error: Exception | str, code: ExitCode = ExitCode.USAGE) -> NoReturn:
+    """Say what went wrong in one sentence on standard error and exit by the contract."""
+    sys.stderr.write(f"modelyard: {error}\n")
+    raise SystemExit(int(getattr(error, "exit_code", code)))
+
+
+@contextmanager
+def progress(*, transient: bool = True) -> Iterator[Progress]:
+    """A progress display on standard error for whatever takes over a second."""
+    from rich.progress import (  # noqa: PLC0415 - as above
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=transient) as display:
+        yield display
+
+
+def run(command: Callable[[], Any]) -> None:
+    """Run a whole command: users' mistakes become one sentence, a closed pipe and Ctrl-C end quietly."""
+    try:
+        command()
+    except UserError as error:
+        fail(error, error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,187 @@
+"""The configuration file: one YAML document, checked to its last key before anything starts.
+
+Owns: the top-level sections, loading, and errors that name the line and the nearest valid key. Never: starting,
+resolving or registering anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from registry.config import ModelConfig, Section
+from registry.models import check_name
+from registry.terminal import NotThereError, UserError
+
+
+class ServerConfig(Section):
+    """Where the router and the admin API listen, and what they accept."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=8001, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    body_bytes_max: int = Field(default=32 * 1024 * 1024, ge=1024)
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    keepalive_s: float = Field(default=75.0, gt=0)
+    connections_max: int = Field(default=10_000, ge=1)
+    drain_s: float = Field(default=30.0, ge=0, description="How long a stop waits for requests in flight.")
+
+
+class PricesConfig(Section):
+    """What the devices cost. Currency is a label: nothing is converted."""
+
+    currency: str = "USD"
+    gpu_hour: float = Field(default=0.0, ge=0, description="Per GPU and hour held.")
+    cpu_hour: float = Field(default=0.0, ge=0, description="Per core and hour held, on a machine without a GPU.")
+    kwh: float = Field(default=0.0, ge=0)
+    pue: float = Field(default=1.0, ge=1)
+
+
+class YardConfig(Section):
+    """The whole file."""
+
+    server: ServerConfig = ServerConfig()
+    prices: PricesConfig = PricesConfig()
+    models: dict[str, ModelConfig] = Field(min_length=1)
+
+    @field_validator("models")
+    @classmethod
+    def _usable_names(cls, models: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+        for name in models:
+            check_name("model", name)
+        return models
+
+
+class ConfigError(UserError):
+    """The configuration file is not usable; says where and what would be."""
+
+
+def load(path: Path) -> YardConfig:
+    """The configuration in the file at `path`. Raises NotThereError or ConfigError, each one sentence."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotThereError(
+            f"there is no configuration file {path}: give the path of one, e.g. configs/quickstart.yaml"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotThereError(f"the configuration file {path} cannot be read: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "configuration") -> YardConfig:
+    """The configuration in `text`; `name` is how errors call it. Raises ConfigError."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}: empty: it must hold at least `models:`")
+    duplicate = _duplicate_key(node)
+    if duplicate is not None:
+        raise ConfigError(
+            f"{name}:{duplicate.start_mark.line + 1}: the key {duplicate.value!r} stands here a second time"
+        )
+    try:
+        return YardConfig.model_validate(value)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentences(error, node, name))) from None
+
+
+def json_schema() -> str:
+    """A JSON schema of the file, for editors."""
+    return json.dumps(YardConfig.model_json_schema(), indent=2)
+
+
+def _sentences(error: ValidationError, root: yaml.Node | None, name: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for item in error.errors(include_url=False):
+        if item["type"] in ("string_type", "model_type") and _of_another_shape(item["loc"], item["input"]):
+            continue
+        path = [part for part in item["loc"] if part not in ("Requantize", "str", "constrained-str", "[key]")]
+        line = _line(root, path)
+        dotted = ".".join(str(part) for part in path)
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(path[:-1])
+            near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            sentence = f"{name}:{line}: unknown key {dotted!r}: {hint}"
+        elif item["type"] == "missing":
+            sentence = f"{name}:{line}: {dotted!r} is missing"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            sentence = f"{name}:{line}: {dotted or 'file'}: {message}"
+        if sentence not in seen:
+            seen.add(sentence)
+            yield sentence
+
+
+def _of_another_shape(loc: tuple[int | str, ...], value: Any) -> bool:
+    """Whether the error is about the form of an artifact that the user did not choose (text or mapping)."""
+    return "artifact" in loc and isinstance(value, dict) == (loc[-1] != "Requantize")
+
+
+def _line(node: yaml.Node | None, path: list[Any]) -> int:
+    """The line of the deepest node on `path` that the document has."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, item) for key, item in node.value if str(key.value) == str(part)), None)
+            if found is None:
+                return line
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _known_keys(path: list[Any]) -> list[str]:
+    """The keys that the section at `path` takes."""
+    section: type[BaseModel] | None = YardConfig
+    skip = False
+    for part in path:
+        if skip:  # a key that the user chose: a model's name, a version's label
+            skip = False
+            continue
+        if section is None or part not in section.model_fields:
+            return []
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        skip = str(getattr(annotation, "__origin__", "")).endswith("dict'>")
+    return list(section.model_fields) if section else []
+
+
+def _duplicate_key(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The first key that a mapping holds twice (YAML would silently take the last)."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, item in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
+            found = _duplicate_key(item)
+            if found is not None:
+                return found
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            found = _duplicate_key(item)
+            if found is not None:
+                return found
+    return None
