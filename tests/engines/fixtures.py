@@ -1,0 +1,77 @@
+"""Fixtures that start engines for tests: import them into a conftest.
+
+    from engines.fixtures import fake_engine  # noqa: F401
+
+Owns: starting fake engines, and ending each with its whole process group. Never: pretending; every engine is a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
+
+
+@dataclass
+class FakeEngine:
+    """A running fake engine: where it listens, and what it says of itself."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stats(self) -> dict[str, Any]:
+        """Requests seen and cancelled, with times and the usage reported (`/fake/stats`)."""
+        answer: dict[str, Any] = httpx.get(f"{self.url}/fake/stats", trust_env=False).json()
+        return answer
+
+    def behave(self, **behaviour: object) -> None:
+        """Change its behaviour from the next request on; the names are those of the flags, with underscores."""
+        httpx.post(f"{self.url}/fake/behave", json=behaviour, trust_env=False).raise_for_status()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End the process and whatever it started; the port stays known."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        self.process.wait(10)
+
+
+def start_fake_engine(*flags: str, port: int = 0) -> FakeEngine:
+    """A fake engine with these flags, once it listens. The caller kills it."""
+    argv = [sys.executable, str(FAKE_ENGINE), "--port", str(port), *flags]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("listening on "), f"the fake engine did not start: {line!r}"
+    return FakeEngine(process, int(line.rpartition(":")[2]))
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[Callable[..., FakeEngine]]:
+    """Starts fake engines: `fake_engine("--events", "5", port=0)`; all of them end with the test."""
+    started: list[FakeEngine] = []
+
+    def start(*flags: str, port: int = 0) -> FakeEngine:
+        engine = start_fake_engine(*flags, port=port)
+        started.append(engine)
+        return engine
+
+    yield start
+    for engine in started:
+        engine.kill()
+        assert engine.process.stdout is not None
+        engine.process.stdout.close()
