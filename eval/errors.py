@@ -1,0 +1,50 @@
+"""What a user of `modelyard eval` can get wrong, each as one sentence with the remedy.
+
+Owns: the exceptions of this package. Never: printing or exiting (registry.terminal does).
+
+    UserError (exit 2)
+    ├── SuiteError            a suite file that cannot be used: where, and what to write instead
+    ├── MissingExtraError     a library of an optional extra is not installed
+    ├── RequestRefusedError   the server refuses every request of this kind (unknown model, key)
+    └── RunError              a run that cannot be read, or that another process is writing
+    NotThereError (exit 4)
+    └── ServerGoneError       no server answers, or it stopped answering
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from registry.terminal import NotThereError, UserError
+
+
+class SuiteError(UserError):
+    """A suite that cannot be used."""
+
+
+class MissingExtraError(UserError):
+    """A library of an optional extra is not installed."""
+
+
+class RequestRefusedError(UserError):
+    """The server would refuse every request of this run."""
+
+
+class RunError(UserError):
+    """A run's files cannot be used."""
+
+
+class ServerGoneError(NotThereError):
+    """No server answers."""
+
+
+def need(module: str, extra: str = "eval") -> ModuleType:
+    """Import `module`, or raise MissingExtraError with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f"{package} cannot be imported ({error}): install it with pip install 'modelyard[{extra}]'"
+        ) from error

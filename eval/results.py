@@ -1,0 +1,330 @@
+"""Runs on disk: one sample after another in a journal, then a Parquet file.
+
+Owns: a run's folder, its key, what makes it finished, and reading it back. Never: sending requests, statistics.
+
+    runs/<suite>-<subject>-<key>[.N]/
+      run.json          what was run: suite and version digests, sampling, seed, repeats (the key is a hash of these)
+      samples.jsonl     the journal: a line per sample as it finishes, on disk within a second
+      samples.parquet   the finished run; replaces the journal in one rename
+      lock              held by the process that writes
+
+A kill leaves whole lines and at most one torn one, which the next reader cuts off. A sample that failed for a passing
+reason is tried again when the run is resumed; the last line of a (case, repeat) counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from eval.errors import RunError, need
+from eval.suite import Sampling, Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY_CHARACTERS: Final = 10
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """What is evaluated, and how surely it is known."""
+
+    ref: str
+    """As the user named it: `assistant@v2`, or `URL#MODEL`."""
+    model: str
+    """What goes into a request's `model`."""
+    url: str
+    """Base URL, without `/v1`."""
+    digest: str = ""
+    """The version's digest; "" where no admin API told it: then URL and model name stand for the version."""
+    note: str = ""
+    """What the user should know about this identity; "" where it is certain."""
+
+    @property
+    def identity(self) -> str:
+        return self.digest or f"{self.url}#{self.model}"
+
+
+class RunKey(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides what a run's samples mean. Equal keys: the same run."""
+
+    suite_digest: str
+    identity: str
+    sampling: Sampling
+    seed: int
+    repeats: int
+    twin: bool = False
+    """The second run of an A/A comparison."""
+
+    @property
+    def short(self) -> str:
+        return hashlib.sha256(_encoder.encode(self)).hexdigest()[:KEY_CHARACTERS]
+
+
+class RunInfo(msgspec.Struct, kw_only=True):
+    """`run.json`."""
+
+    key: RunKey
+    suite: str
+    suite_version: int
+    suite_source: str
+    planned: int
+    """Samples of the whole run: cases x repeats."""
+    subject: Subject
+    started_at: float
+    """Unix seconds."""
+    finished_at: float | None = None
+    schema: int = 1
+
+
+class Sample(msgspec.Struct, kw_only=True):
+    """One answer and its score, or why there is none. Times are seconds."""
+
+    case: str
+    repeat: int
+    slice: str = ""
+    cluster: str = ""
+    scorer: str
+    prompt: str
+    """The last user turn, for reading; the digest below covers the whole conversation."""
+    prompt_digest: str
+    target: str
+    """The target as JSON."""
+    target_digest: str
+    output: str = ""
+    score: float | None = None
+    error: str = ""
+    final: bool = True
+    """False where the failure may pass: a resumed run tries again."""
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ttft_s: float | None = None
+    latency_s: float = 0.0
+    started_at: float = 0.0
+    """Unix seconds."""
+    attempts: int = 1
+    answered_by: str = ""
+    """The version that the router named in its response; "" where there is no router."""
+
+    @property
+    def id(self) -> tuple[str, int]:
+        return (self.case, self.repeat)
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_samples = msgspec.json.Decoder(Sample)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def parquet(self) -> Path:
+        return self.folder / "samples.parquet"
+
+    @property
+    def finished(self) -> bool:
+        return self.parquet.exists()
+
+    def info(self) -> RunInfo:
+        """`run.json`; RunError where it is damaged."""
+        try:
+            return msgspec.json.decode((self.folder / "run.json").read_bytes(), type=RunInfo)
+        except (OSError, msgspec.DecodeError) as error:
+            raise RunError(f"{self.folder} holds no readable run.json ({error}): remove the folder") from error
+
+    def write_info(self, info: RunInfo) -> None:
+        _replace(self.folder / "run.json", msgspec.json.format(_encoder.encode(info)))
+
+    def samples(self) -> dict[tuple[str, int], Sample]:
+        """Every sample so far, the last one of each (case, repeat)."""
+        if self.finished:
+            return {sample.id: sample for sample in _from_frame(self.frame())}
+        if not self.journal.exists():
+            return {}
+        return {sample.id: sample for sample in _read_journal(self.journal)}
+
+    def frame(self) -> pd.DataFrame:
+        """The samples as a data frame; of an unfinished run, those so far."""
+        pandas = need("pandas")
+        if self.finished:
+            frame: pd.DataFrame = pandas.read_parquet(self.parquet)
+            return frame
+        rows = [msgspec.to_builtins(sample) for sample in self.samples().values()]
+        return pandas.DataFrame(rows, columns=list(Sample.__struct_fields__))
+
+    def compact(self, finished_at: float) -> None:
+        """Write the Parquet file in one rename, note the end, and remove the journal."""
+        pandas = need("pandas")
+        ordered = sorted(self.samples().values(), key=lambda sample: sample.id)
+        frame = pandas.DataFrame([msgspec.to_builtins(sample) for sample in ordered])
+        frame["score"] = frame["score"].astype("float64")
+        frame["ttft_s"] = frame["ttft_s"].astype("float64")
+        temporary = self.parquet.with_suffix(".tmp")
+        frame.to_parquet(temporary, index=False)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        info = self.info()
+        info.finished_at = finished_at
+        self.write_info(info)
+        temporary.replace(self.parquet)
+        _sync_folder(self.folder)
+        self.journal.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for writing; RunError where another process does."""
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"another process is writing the run {self.name}: wait for it, or stop it") from error
+            yield
+
+
+class Journal:
+    """Appends samples. A line is with the operating system at once, and on disk by the next `sync`."""
+
+    def __init__(self, path: Path) -> None:
+        _cut_torn_line(path)
+        self._file: IO[bytes] = path.open("ab", buffering=0)
+        self._dirty = False
+
+    def append(self, sample: Sample) -> None:
+        self._file.write(_encoder.encode(sample) + b"\n")
+        self._dirty = True
+
+    def sync(self) -> None:
+        """Blocks until what was appended is on disk; call it off the event loop, once a second."""
+        if self._dirty:
+            self._dirty = False
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+
+
+class RunStore:
+    """The runs of one state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self, suite: Suite, subject: Subject, key: RunKey, *, fresh: bool, now: float) -> Run:
+        """The latest run of this key, or a new one where there is none (or `fresh`)."""
+        stem = f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}"
+        attempts = self._attempts(stem)
+        if attempts and not fresh:
+            return Run(self.root / attempts[-1])
+        run = Run(self.root / (f"{stem}.{len(attempts) + 1}" if attempts else stem))
+        run.folder.mkdir(mode=0o700, parents=True)
+        info = RunInfo(
+            key=key,
+            suite=suite.name,
+            suite_version=suite.version,
+            suite_source=suite.source,
+            planned=len(suite.cases) * key.repeats,
+            subject=subject,
+            started_at=now,
+        )
+        run.write_info(info)
+        return run
+
+    def latest(self, suite: Suite, subject: Subject, key: RunKey) -> Run | None:
+        """The latest run of this key, if there is one."""
+        attempts = self._attempts(f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}")
+        return Run(self.root / attempts[-1]) if attempts else None
+
+    def _attempts(self, stem: str) -> list[str]:
+        pattern = re.compile(re.escape(stem) + r"(?:\.(\d+))?")
+        found = [(int(match[1] or 1), run.name) for run in self.all() if (match := pattern.fullmatch(run.name))]
+        return [name for _, name in sorted(found)]
+
+    def all(self) -> list[Run]:
+        """Every run, the oldest first."""
+        folders = [file.parent for file in self.root.glob("*/run.json")]
+        return [Run(folder) for folder in sorted(folders, key=lambda folder: (folder / "run.json").stat().st_ctime)]
+
+    def get(self, name: str) -> Run:
+        """The run of that name, or of which it is the only beginning or part; RunError naming the choices."""
+        runs = self.all()
+        exact = [run for run in runs if run.name == name]
+        matching = exact or [run for run in runs if name in run.name]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise RunError(f"{name!r} fits several runs: {', '.join(run.name for run in matching)}")
+        known = ", ".join(run.name for run in runs[-5:]) or "none yet (modelyard eval run makes one)"
+        raise RunError(f"there is no run {name!r}; the latest: {known}")
+
+
+def _read_journal(path: Path) -> Iterator[Sample]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            yield _samples.decode(line)
+        except msgspec.DecodeError as error:
+            raise RunError(f"{path} line {number} is damaged ({error}): run again with --fresh") from error
+
+
+def _from_frame(frame: pd.DataFrame) -> Iterable[Sample]:
+    for row in frame.to_dict("records"):
+        yield msgspec.convert({str(name): _missing_to_none(value) for name, value in row.items()}, Sample)
+
+
+def _missing_to_none(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value  # noqa: PLR0124 - the test for NaN
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A kill may leave half a line at the end: cut it, so that the next line starts on its own."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9@._-]+", "-", text).strip("-") or "run"

