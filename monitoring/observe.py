@@ -49,8 +49,8 @@ PHASE_SECONDS: Final = "modelyard_phase_seconds_total"
 PHASE_TOKENS: Final = "modelyard_phase_tokens_total"
 
 DURATION: Final = "modelyard_request_duration_seconds"
-TIME_TO_FIRST_TOKEN: Final = "modelyard_time_to_first_token_seconds"
-INTER_TOKEN_LATENCY: Final = "modelyard_inter_token_latency_seconds"
+TTFT: Final = "modelyard_time_to_first_token_seconds"
+ITL: Final = "modelyard_inter_token_latency_seconds"
 STREAM_GAP_MAX: Final = "modelyard_stream_gap_max_seconds"
 OVERHEAD: Final = "modelyard_router_overhead_seconds"
 
@@ -66,8 +66,8 @@ COUNTER_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 HISTOGRAM_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     DURATION: ("model", "version", "endpoint"),
-    TIME_TO_FIRST_TOKEN: ("model", "version"),
-    INTER_TOKEN_LATENCY: ("model", "version"),
+    TTFT: ("model", "version"),
+    ITL: ("model", "version"),
     STREAM_GAP_MAX: ("model", "version"),
     OVERHEAD: ("endpoint",),
 }
@@ -107,8 +107,8 @@ BOUNDS: Final[Mapping[str, tuple[float, ...]]] = {
 
 HISTOGRAM_BOUNDS: Final[Mapping[str, str]] = {
     DURATION: "request.1",
-    TIME_TO_FIRST_TOKEN: "first_token.1",
-    INTER_TOKEN_LATENCY: "token.1",
+    TTFT: "first_token.1",
+    ITL: "token.1",
     STREAM_GAP_MAX: "token.1",
     OVERHEAD: "overhead.1",
 }
@@ -193,10 +193,10 @@ def _measure(record: RequestRecord, histograms: _Histograms) -> None:
     if record.outcome == "completed" and record.status < 400:
         histograms.add(DURATION, (*owner, endpoint), record.duration_s)
     if record.streamed and record.first_token_s > 0:
-        histograms.add(TIME_TO_FIRST_TOKEN, owner, record.first_token_s)
+        histograms.add(TTFT, owner, record.first_token_s)
         gap_s = mean_gap_s(record)
         if gap_s is not None:
-            histograms.add(INTER_TOKEN_LATENCY, owner, gap_s, times=record.events - 1)
+            histograms.add(ITL, owner, gap_s, times=record.events - 1)
             histograms.add(STREAM_GAP_MAX, owner, record.gap_max_s)
 
 
