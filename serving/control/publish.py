@@ -1,0 +1,157 @@
+"""The routing table out of what is registered and what runs.
+
+Owns: `build_table` (pure) and the generation number, which only ever grows, across restarts too. Never: sockets (the
+workers module has them), deciding a route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
+from serving.router.split import arms_of
+from serving.router.table import ANY_NAME, Limits, Model, Replica, ReplicaState, Table, Timeouts, Version
+
+
+class RunningReplica(Protocol):
+    """What the table needs to know of an engine."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def served_names(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTraits:
+    """What the configuration, not the registry, says of a model's place in the table."""
+
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    authorizations: Mapping[str, str] = field(default_factory=dict)
+    """Label -> the whole Authorization header of an external engine."""
+
+
+def build_table(
+    snapshot: RegistrySnapshot,
+    replicas: Iterable[RunningReplica],
+    *,
+    traits: Mapping[str, ModelTraits],
+    limits: Limits,
+    generation: int,
+    without_stream_usage: frozenset[str] = frozenset(),
+) -> Table:
+    """The table of the models that `traits` names: those of the configuration in force.
+
+    1. A version is in it unless it is retired; its replicas in the order of their ids, whatever their state.
+    2. The route's allocation becomes the arms; a model without a route has none and can only be pinned.
+    3. Only aliases and fallbacks that name a version in the table are kept.
+
+    `without_stream_usage` holds the ids of replicas whose engine refuses `stream_options`.
+    """
+    by_version: dict[tuple[str, str], list[RunningReplica]] = {}
+    for running in replicas:
+        by_version.setdefault((running.model, running.label), []).append(running)
+    models = {
+        name: _model(snapshot[name], by_version, traits[name], without_stream_usage)
+        for name in sorted(traits)
+        if name in snapshot
+    }
+    return Table(generation=generation, models=models, limits=limits)
+
+
+def same_but_generation(one: Table, other: Table) -> bool:
+    """Whether two tables route alike."""
+    return msgspec.structs.replace(one, generation=0) == msgspec.structs.replace(other, generation=0)
+
+
+def _model(
+    model: ModelSnapshot,
+    by_version: Mapping[tuple[str, str], list[RunningReplica]],
+    traits: ModelTraits,
+    without_stream_usage: frozenset[str],
+) -> Model:
+    versions: dict[str, Version] = {}
+    for label, version in model.versions.items():
+        if version.retired_at is not None:
+            continue
+        authorization = traits.authorizations.get(label, "")
+        running = sorted(by_version.get((model.name, label), []), key=lambda one: one.id)
+        versions[label] = Version(
+            label=label,
+            replicas=tuple(_replica(one, version.manifest.url, authorization) for one in running),
+            served_names=next((tuple(one.served_names) for one in running if one.served_names), (ANY_NAME,)),
+            stream_usage=not any(one.id in without_stream_usage for one in running),
+        )
+    route = model.route
+    return Model(
+        name=model.name,
+        versions=versions,
+        aliases={name: label for name, label in sorted(model.aliases.items()) if label in versions},
+        arms=arms_of(route.allocation) if route else (),
+        salt=route.salt if route else "",
+        sticky=route.sticky if route else (),
+        fallback=tuple(label for label in route.fallback if label in versions) if route else (),
+        timeouts=traits.timeouts,
+        created=int(model.created_at),
+    )
+
+
+_STATES: Mapping[str, ReplicaState] = {"ready": "ready", "draining": "draining"}
+
+
+def _replica(running: RunningReplica, url: str, authorization: str) -> Replica:
+    place = urlsplit(url) if url else None
+    tls = place is not None and place.scheme == "https"
+    return Replica(
+        id=running.id,
+        host=running.host,
+        port=running.port,
+        state=_STATES.get(running.state, "down"),
+        base_path=place.path.rstrip("/") if place else "",
+        tls=tls,
+        host_header=place.netloc.rpartition("@")[2] if place else "",
+        authorization=authorization,
+    )
+
+
+class Generations:
+    """Numbers tables, in a file that outlives the process: `next` never gives a number again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._last = int(path.read_text())
+        except (FileNotFoundError, ValueError):
+            self._last = 0
+
+    @property
+    def last(self) -> int:
+        return self._last
+
+    def seen(self, generation: int) -> None:
+        """A worker serves by this generation already: go on above it."""
+        self._last = max(self._last, generation)
+
+    def next(self) -> int:
+        """The next number, written down before it is used."""
+        self._last += 1
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(str(self._last))
+        temporary.replace(self._path)
+        return self._last

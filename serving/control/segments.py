@@ -1,0 +1,115 @@
+"""Segment files as the ingest sees them: which there are, whose they are, what is new in one.
+
+Owns: names, order and reading. Never: counting (the ingest does), writing to a segment (its worker alone does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from registry.usage import FRAME, MAGIC, CorruptSegmentError, RequestRecord, scan
+
+READ_BYTES_MAX = 8 * 1024 * 1024
+SUFFIX = ".seg"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentName:
+    """`<worker>-<start in ns>.seg`, in order of age."""
+
+    started_ns: int
+    worker: str
+
+    @classmethod
+    def parse(cls, name: str) -> SegmentName | None:
+        """The parts of a file name; None where it is not a segment's."""
+        worker, dash, number = name.removesuffix(SUFFIX).rpartition("-")
+        if not name.endswith(SUFFIX) or not dash or not worker or not number.isdecimal():
+            return None
+        return cls(int(number), worker)
+
+    @property
+    def started_at(self) -> float:
+        """Unix seconds."""
+        return self.started_ns / 1e9
+
+    def __str__(self) -> str:
+        return f"{self.worker}-{self.started_ns}{SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one look into a segment gave."""
+
+    records: list[RequestRecord]
+    offset: int
+    """Bytes from the start of the file that are complete."""
+    more: bool
+    """There was more than one look takes."""
+    torn_bytes: int
+    """Bytes after the last complete record."""
+    damage: str = ""
+    """Why nothing after `offset` can be read; "" where all is well."""
+
+
+def names(folder: Path) -> list[SegmentName]:
+    """The segments in `folder`, oldest first."""
+    found = (SegmentName.parse(path.name) for path in folder.iterdir())
+    return sorted(name for name in found if name is not None)
+
+
+def read(path: Path, offset: int) -> Reading:
+    """What stands after `offset`, at most READ_BYTES_MAX of it. Damage ends the reading, with all records before it."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(READ_BYTES_MAX)
+        more = len(data) == READ_BYTES_MAX and bool(file.read(1))
+    try:
+        records, used = scan(data, from_start=offset == 0)
+        damage = ""
+    except (CorruptSegmentError, msgspec.MsgspecError) as error:
+        records, used = _before_damage(data, from_start=offset == 0)
+        damage = str(error)
+    return Reading(records, offset + used, more, len(data) - used, damage)
+
+
+def recent(folder: Path, counted: dict[str, int], since: float) -> Iterator[RequestRecord]:
+    """The counted records that ended at `since` (Unix seconds) or later; nothing is counted again."""
+    for name in names(folder):
+        path = folder / str(name)
+        limit = counted.get(str(name), 0)
+        if limit == 0 or path.stat().st_mtime < since:
+            continue
+        offset = 0
+        while offset < limit:
+            reading = read(path, offset)
+            yield from (record for record in reading.records if record.ended_at >= since)
+            if reading.offset == offset:
+                break
+            offset = reading.offset
+
+
+def _before_damage(data: bytes, *, from_start: bool) -> tuple[list[RequestRecord], int]:
+    """The records of the frames before the first damaged one, and how many bytes they took."""
+    offset = 0
+    if from_start:
+        if data[: len(MAGIC)] != MAGIC:
+            return [], 0
+        offset = len(MAGIC)
+    records: list[RequestRecord] = []
+    while offset + FRAME.size <= len(data):
+        length, _ = FRAME.unpack_from(data, offset)
+        stop = offset + FRAME.size + length
+        try:
+            found, used = scan(data[offset:stop], from_start=False)
+        except (CorruptSegmentError, msgspec.MsgspecError):
+            break
+        if used != stop - offset:
+            break
+        records += found
+        offset = stop
+    return records, offset

@@ -1,0 +1,56 @@
+"""What the registry says of every model at one moment, as one immutable value.
+
+Owns: its shape and reading it from a registry. Never: deciding anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from registry.models import Route, Version
+from registry.store import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """One model as it is registered."""
+
+    name: str
+    versions: Mapping[str, Version] = field(default_factory=dict)
+    """Label -> version, retired ones included, in the order of registration."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    route: Route | None = None
+
+    @property
+    def created_at(self) -> float:
+        """Unix seconds at which its first version was registered; 0 where it has none."""
+        return min((version.created_at for version in self.versions.values()), default=0.0)
+
+    def traffic_of(self, label: str) -> list[str]:
+        """Why the version cannot go: its basis points, its place as a fallback, the aliases that name it."""
+        reasons: list[str] = []
+        if self.route is not None:
+            if self.route.weights.get(label, 0) > 0:
+                reasons.append(f"it has {self.route.weights[label]} basis points of the traffic")
+            if label in self.route.fallback:
+                reasons.append("it is a fallback")
+        reasons += [f"the alias {name} names it" for name, target in self.aliases.items() if target == label]
+        return reasons
+
+
+RegistrySnapshot = Mapping[str, ModelSnapshot]
+
+
+def take(registry: Registry) -> dict[str, ModelSnapshot]:
+    """Read every model. Blocking: call it in a thread."""
+    versions: dict[str, dict[str, Version]] = {name: {} for name in registry.models()}
+    for version in registry.versions():
+        versions.setdefault(version.model, {})[version.label] = version
+    aliases: dict[str, dict[str, str]] = {}
+    for alias in registry.aliases():
+        aliases.setdefault(alias.model, {})[alias.name] = alias.label
+    routes = registry.routes()
+    return {
+        name: ModelSnapshot(name, labels, aliases.get(name, {}), routes.get(name)) for name, labels in versions.items()
+    }
