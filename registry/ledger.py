@@ -6,11 +6,17 @@ what a record counts as, prices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+import msgspec
+from sqlalchemy import Column, Connection, Engine, Table, delete, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 
+from registry import schema
+from registry.database import read, write
 from registry.entries import (
     HOUR_S,
     CostSeconds,
@@ -21,6 +27,7 @@ from registry.entries import (
     HistogramKey,
     Interval,
 )
+from registry.errors import ConflictError
 
 __all__ = [
     "HOUR_S",
@@ -35,9 +42,15 @@ __all__ = [
     "LedgerTx",
 ]
 
+_labels = msgspec.json.Decoder(tuple[str, ...])
+_Seconds = TypeVar("_Seconds", CostSeconds, HeldSeconds, CpuSeconds)
+
 
 class Ledger:
-    """Reads the totals, and changes them in transactions. `Ledger(registry.engine)`; thread-safe."""
+    """Reads the totals, and changes them in transactions. `Ledger(registry.engine)`; thread-safe.
+
+    Every method may raise DatabaseError.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -45,39 +58,62 @@ class Ledger:
     @contextmanager
     def transaction(self) -> Iterator[LedgerTx]:
         """One write transaction: everything in it is kept, or nothing where the block raises. Writers wait in line."""
-        raise NotImplementedError
+        with write(self._engine) as connection:
+            yield LedgerTx(connection)
 
     def offsets(self) -> dict[str, int]:
         """Segment name -> bytes that were counted."""
-        raise NotImplementedError
+        table = schema.segments
+        with read(self._engine) as connection:
+            return {row.name: row.offset for row in connection.execute(select(table.c.name, table.c.offset))}
 
     def sealed(self) -> set[str]:
         """Names of the segments that were counted to their end."""
-        raise NotImplementedError
+        table = schema.segments
+        with read(self._engine) as connection:
+            return set(connection.scalars(select(table.c.name).where(table.c.sealed)))
 
     def counters(self) -> dict[CounterKey, float]:
-        raise NotImplementedError
+        """The total of every counter."""
+        with read(self._engine) as connection:
+            rows = connection.execute(select(schema.counters))
+            return {CounterKey(name, _labels.decode(labels)): value for name, labels, value in rows}
 
     def histograms(self) -> dict[HistogramKey, HistogramDelta]:
-        raise NotImplementedError
+        """The total of every histogram."""
+        with read(self._engine) as connection:
+            return _histograms(connection)
 
     def intervals(self) -> list[Interval]:
         """Intervals that wait to be settled, by start."""
-        raise NotImplementedError
+        with read(self._engine) as connection:
+            return LedgerTx(connection).intervals()
 
     def cost_seconds(self, since: float | None = None, until: float | None = None) -> list[CostSeconds]:
-        """Rows of the hours that overlap [since, until), by hour."""
-        raise NotImplementedError
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        return self._seconds(schema.cost_seconds, CostSeconds, since, until)
 
     def held_seconds(self, since: float | None = None, until: float | None = None) -> list[HeldSeconds]:
-        raise NotImplementedError
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        return self._seconds(schema.held_seconds, HeldSeconds, since, until)
 
     def cpu_seconds(self, since: float | None = None, until: float | None = None) -> list[CpuSeconds]:
-        raise NotImplementedError
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        return self._seconds(schema.cpu_seconds, CpuSeconds, since, until)
 
     def cursor(self, name: str) -> float | None:
         """A named position in time, e.g. how far intervals were settled; None where it was never set."""
-        raise NotImplementedError
+        with read(self._engine) as connection:
+            return LedgerTx(connection).cursor(name)
+
+    def _seconds(self, table: Table, entry: type[_Seconds], since: float | None, until: float | None) -> list[_Seconds]:
+        query = select(table).order_by(*table.primary_key.columns)
+        if since is not None:
+            query = query.where(table.c.hour > since - HOUR_S)
+        if until is not None:
+            query = query.where(table.c.hour < until)
+        with read(self._engine) as connection:
+            return [entry(*row) for row in connection.execute(query)]
 
 
 class LedgerTx:
@@ -87,41 +123,115 @@ class LedgerTx:
         self._connection = connection
 
     def advance(self, segment: str, offset: int, *, expected: int | None = None, sealed: bool = False) -> None:
-        """The segment is counted up to `offset`. Raises ConflictError where another reader was there first: where the
-        stored offset lies beyond `offset`, or is not `expected`."""
-        raise NotImplementedError
+        """The segment is counted up to `offset`, and to its end where `sealed`.
+
+        Raises ConflictError, which undoes the transaction, where another reader was there first: where the stored
+        offset lies beyond `offset`, or is not `expected` (0 for a segment that was never read).
+        """
+        table = schema.segments
+        stored = self._connection.scalar(select(table.c.offset).where(table.c.name == segment)) or 0
+        if stored > offset or (expected is not None and stored != expected):
+            raise ConflictError(
+                f"segment {segment} is counted up to byte {stored}, not {offset if expected is None else expected}",
+                remedy="make sure that one control plane alone uses this state directory",
+            )
+        self._put(table, [{"name": segment, "offset": offset, "sealed": sealed}])
 
     def forget(self, segments: Iterable[str]) -> None:
         """Drop the offsets of segments whose files are gone."""
-        raise NotImplementedError
+        for segment in segments:
+            self._connection.execute(delete(schema.segments).where(schema.segments.c.name == segment))
 
     def add_counters(self, deltas: Mapping[CounterKey, float]) -> None:
-        raise NotImplementedError
+        """Add to counters, which begin at 0. Raises ValueError for a delta below 0: counters only rise."""
+        if any(delta < 0 for delta in deltas.values()):
+            raise ValueError("a counter cannot fall")
+        self._add(
+            schema.counters,
+            [{"name": key.name, "labels": _encode(key.labels), "value": delta} for key, delta in deltas.items()],
+        )
 
     def add_histograms(self, deltas: Mapping[HistogramKey, HistogramDelta]) -> None:
-        raise NotImplementedError
+        """Add observations. Raises ValueError where a series is given another number of buckets than it has."""
+        known = _histograms(self._connection, {key.name for key in deltas})
+        rows: list[dict[str, Any]] = []
+        for key, delta in deltas.items():
+            before = known.get(key, HistogramDelta([0] * len(delta.counts), 0.0))
+            if len(before.counts) != len(delta.counts):
+                raise ValueError(f"{key} has {len(before.counts)} buckets, not {len(delta.counts)}")
+            counts = [old + new for old, new in zip(before.counts, delta.counts, strict=True)]
+            values = {"counts": counts, "sum": before.sum + delta.sum}
+            rows.append({"name": key.name, "labels": _encode(key.labels), "bounds": key.bounds, **values})
+        self._put(schema.histograms, rows)
 
     def add_intervals(self, intervals: Iterable[Interval]) -> None:
-        raise NotImplementedError
+        """Intervals that wait to be settled."""
+        rows = [interval._asdict() for interval in intervals]
+        if rows:
+            self._connection.execute(insert(schema.intervals), rows)
 
     def replace_intervals(self, intervals: Iterable[Interval]) -> None:
         """These are the only ones that still wait to be settled."""
-        raise NotImplementedError
+        self._connection.execute(delete(schema.intervals))
+        self.add_intervals(intervals)
 
     def add_cost_seconds(self, rows: Iterable[CostSeconds]) -> None:
-        raise NotImplementedError
+        """Add to the rows of the same hour, device, version and outcome."""
+        self._add(schema.cost_seconds, [asdict(row) for row in rows])
 
     def add_held_seconds(self, rows: Iterable[HeldSeconds]) -> None:
-        raise NotImplementedError
+        """Add to the rows of the same hour and device."""
+        self._add(schema.held_seconds, [asdict(row) for row in rows])
 
     def add_cpu_seconds(self, rows: Iterable[CpuSeconds]) -> None:
-        raise NotImplementedError
+        """Add to the rows of the same hour, device and version."""
+        self._add(schema.cpu_seconds, [asdict(row) for row in rows])
 
     def set_cursor(self, name: str, value: float) -> None:
-        raise NotImplementedError
+        """Move a named position in time, forwards or backwards."""
+        self._put(schema.cursors, [{"name": name, "value": value}])
 
     def intervals(self) -> list[Interval]:
-        raise NotImplementedError
+        """Intervals that wait to be settled, by start."""
+        table = schema.intervals
+        columns = (table.c.device, table.c.version, table.c.outcome, table.c.start, table.c.stop)
+        rows = self._connection.execute(select(*columns).order_by(table.c.start, table.c.id))
+        return [Interval(*row) for row in rows]
 
     def cursor(self, name: str) -> float | None:
-        raise NotImplementedError
+        """A named position in time; None where it was never set."""
+        return self._connection.scalar(select(schema.cursors.c.value).where(schema.cursors.c.name == name))
+
+    def _add(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """Insert rows; where one with the same key is there, add the values to its own."""
+        self._upsert(table, rows, lambda column, offered: column + offered)
+
+    def _put(self, table: Table, rows: list[dict[str, Any]]) -> None:
+        """Insert rows; one with the same key is replaced."""
+        self._upsert(table, rows, lambda _column, offered: offered)
+
+    def _upsert(self, table: Table, rows: list[dict[str, Any]], merge: Callable[[Column[Any], Any], Any]) -> None:
+        if not rows:
+            return
+        # ON CONFLICT is the one statement here that SQLAlchemy has per dialect only; both dialects spell it alike.
+        dialect = postgresql if self._connection.dialect.name == "postgresql" else sqlite
+        statement = dialect.insert(table)
+        values = [column for column in table.columns if not column.primary_key]
+        merged = {column.name: merge(column, statement.excluded[column.name]) for column in values}
+        keys = list(table.primary_key.columns)
+        self._connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=merged), rows)
+
+
+def _histograms(connection: Connection, names: set[str] | None = None) -> dict[HistogramKey, HistogramDelta]:
+    query = select(schema.histograms)
+    if names is not None:
+        query = query.where(schema.histograms.c.name.in_(names))
+    rows = connection.execute(query)
+    return {
+        HistogramKey(name, _labels.decode(labels), bounds): HistogramDelta(counts, total)
+        for name, labels, bounds, counts, total in rows
+    }
+
+
+def _encode(labels: tuple[str, ...]) -> str:
+    return msgspec.json.encode(labels).decode()
