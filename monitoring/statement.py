@@ -186,10 +186,11 @@ def _use(view: LedgerView, name: str, device: Device, reserved: Mapping[str, flo
     for one in view.cpu:
         if one.device == name:
             cpu_s[one.version] += one.cpu_s
+    hours = [row.hour for row in rows] + [row.hour for row in held]
     return DeviceUse(
         device=name,
         kind=device.kind,
-        start=float(min(row.hour for row in (*rows, *held))) if view.start is None else view.start,
+        start=float(min(hours)) if view.start is None else view.start,
         stop=stop,
         held_s=sum(row.held_s for row in held),
         shares=shares,

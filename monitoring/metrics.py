@@ -1,0 +1,263 @@
+"""The metrics of the contract: the ledger's totals, and gauges of what is true now, for Prometheus to read.
+
+Owns: names, types, labels and help texts. Never: counting (`observe`), measuring, I/O, a registry of its own (the
+`prometheus_client` registry is an argument).
+
+Counters and histograms are the ledger's totals, so they go on where they were after a restart. A scrape reads one
+immutable snapshot: it takes no lock and waits for nothing. Every label is bounded: models, versions and replicas are
+those that are registered, endpoints and outcomes fixed sets, devices those of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from monitoring.device_metrics import CostSeries, collect_cost, collect_devices, collect_sampler, cost_series, hold
+from monitoring.devices import DeviceReading
+from monitoring.observe import BOUNDS, COUNTER_LABELS, HISTOGRAM_BOUNDS, HISTOGRAM_LABELS, observe
+from monitoring.recent import RecentWindow, VersionRates
+from monitoring.sampler import SamplerStatus
+from monitoring.statement import Statement
+from registry.entries import CounterKey, HistogramDelta, HistogramKey
+
+__all__ = ["EngineState", "LedgerState", "Metrics", "RecentWindow", "Snapshot", "WorkerState", "observe"]
+
+Version = tuple[str, str]
+"""(model, label)"""
+
+COUNTER_HELP: Mapping[str, str] = {
+    "modelyard_requests_total": "Requests that ended, by endpoint and outcome.",
+    "modelyard_prompt_tokens_total": "Prompt tokens, cached ones included; source=engine is the engine's own usage.",
+    "modelyard_prompt_cached_tokens_total": "Prompt tokens that the engine took from its cache.",
+    "modelyard_completion_tokens_total": "Completion tokens; source=counted are partial answers counted in passing.",
+    "modelyard_upstream_attempts_total": "Attempts at engines; more than requests where the router tried again.",
+    "modelyard_fallbacks_total": "Requests answered by another version than the one that the split assigned.",
+    "modelyard_phase_seconds_total": "Seconds of streams in prefill (hand-over to first token) and decode (after it).",
+    "modelyard_phase_tokens_total": "Tokens that belong to modelyard_phase_seconds_total.",
+}
+HISTOGRAM_HELP: Mapping[str, str] = {
+    "modelyard_request_duration_seconds": "Completed requests, from arrival in full to the last byte.",
+    "modelyard_time_to_first_token_seconds": "Streams, from arrival in full to the first content event.",
+    "modelyard_inter_token_latency_seconds": "Gaps between content events of a stream; each stream's mean, per gap.",
+    "modelyard_stream_gap_max_seconds": "The longest gap between two content events of each stream.",
+    "modelyard_router_overhead_seconds": "The router's own share of a request, queueing excluded.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """One replica now."""
+
+    model: str
+    version: str
+    replica: str
+    """`assistant@v2/0`"""
+    up: bool
+    """Ready to take requests."""
+    restarts: int = 0
+    """Since the control plane started to watch it."""
+    inflight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """One router worker now."""
+
+    worker: str
+    up: bool
+    resident_bytes: int = 0
+    connections: int = 0
+    loop_lag_s: float = 0.0
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerState:
+    """How far behind the ledger is."""
+
+    lag_s: float = 0.0
+    """Now - the end of the last segment read: how old the newest uncounted record may be."""
+    settle_lag_s: float = 0.0
+    """Now - the watermark: grows while a request runs, as its time is divided when it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that one scrape shows."""
+
+    counters: Mapping[CounterKey, float] = field(default_factory=dict)
+    histograms: Mapping[HistogramKey, HistogramDelta] = field(default_factory=dict)
+    versions: Sequence[Version] = ()
+    """Every registered version that is not retired: their series exist from the start, at 0."""
+    engines: Sequence[EngineState] = ()
+    workers: Sequence[WorkerState] = ()
+    weights: Mapping[Version, int] = field(default_factory=dict)
+    """Basis points in the current route."""
+    revisions: Mapping[str, int] = field(default_factory=dict)
+    """Model -> revision of its current route."""
+    generation: int = 0
+    """Of the routing table last published."""
+    rates: Mapping[Version, VersionRates] = field(default_factory=dict)
+    devices: Sequence[DeviceReading] = ()
+    engine_memory: Mapping[str, int] = field(default_factory=dict)
+    """`model@version` -> bytes."""
+    sampler: SamplerStatus | None = None
+    statement: Statement | None = None
+    ledger: LedgerState | None = None
+
+
+class Metrics(Collector):
+    """Registers itself with `registry`; `publish` replaces what a scrape shows, in one assignment."""
+
+    def __init__(self, registry: CollectorRegistry, *, version: str, python: str = "") -> None:
+        self._build = {"version": version, "python": python}
+        self._snapshot = Snapshot()
+        self._cost: CostSeries = {}
+        registry.register(self)
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Show `snapshot` from the next scrape on. Called by one thread."""
+        if snapshot.statement is not None:
+            self._cost = hold(self._cost, cost_series(snapshot.statement))
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names are checked by tests, not by a collection at registration."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._snapshot
+        build = GaugeMetricFamily("modelyard_build_info", "Always 1; the labels say what runs.", labels=[*self._build])
+        build.add_metric([*self._build.values()], 1)
+        yield build
+        yield from _counters(snapshot)
+        yield from _histograms(snapshot)
+        yield from _engines(snapshot)
+        yield from _workers(snapshot)
+        yield from _routes(snapshot)
+        yield from collect_devices(snapshot.devices, snapshot.engine_memory)
+        if snapshot.sampler is not None:
+            yield from collect_sampler(snapshot.sampler)
+        if snapshot.statement is not None:
+            yield from collect_cost(snapshot.statement, self._cost)
+        if snapshot.ledger is not None:
+            yield _gauge("modelyard_ledger_lag_seconds", "Age of what is not counted yet.", snapshot.ledger.lag_s)
+            settle_lag = snapshot.ledger.settle_lag_s
+            yield _gauge("modelyard_settlement_lag_seconds", "Age of what is not divided among versions.", settle_lag)
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)
+
+
+def _counters(snapshot: Snapshot) -> Iterator[Metric]:
+    for name, labels in COUNTER_LABELS.items():
+        family = CounterMetricFamily(name, COUNTER_HELP[name], labels=labels)
+        shown: set[tuple[str, ...]] = set()
+        for key, value in snapshot.counters.items():
+            if key.name == name and len(key.labels) == len(labels):
+                family.add_metric(key.labels, value)
+                shown.add(key.labels)
+        for start in _first_series(name, snapshot.versions):
+            if start not in shown:
+                family.add_metric(start, 0.0)
+        yield family
+
+
+def _first_series(name: str, versions: Sequence[Version]) -> Iterator[tuple[str, ...]]:
+    """Series that exist before their first event, so that `rate` and `increase` see that event."""
+    for model, version in versions:
+        match COUNTER_LABELS[name][2:]:
+            case ():
+                yield model, version
+            case ("source",):
+                yield model, version, "engine"
+            case ("endpoint", "outcome"):
+                for outcome in ("completed", "failed", "truncated"):
+                    yield model, version, "/v1/chat/completions", outcome
+            case ("phase",):
+                yield model, version, "prefill"
+                yield model, version, "decode"
+
+
+def _histograms(snapshot: Snapshot) -> Iterator[Metric]:
+    for name, labels in HISTOGRAM_LABELS.items():
+        family = HistogramMetricFamily(name, HISTOGRAM_HELP[name], labels=labels)
+        bounds_name = HISTOGRAM_BOUNDS[name]
+        for key, total in snapshot.histograms.items():
+            if key.name == name and key.bounds == bounds_name:
+                family.add_metric(key.labels, _buckets(BOUNDS[bounds_name], total.counts), total.sum)
+        yield family
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Cumulative buckets as the exposition format has them."""
+    edges = [*(repr(bound) for bound in bounds), "+Inf"]
+    running = 0
+    buckets: list[tuple[str, float]] = []
+    for edge, count in zip(edges, counts, strict=True):
+        running += count
+        buckets.append((edge, running))
+    return buckets
+
+
+def _engines(snapshot: Snapshot) -> Iterator[Metric]:
+    up = GaugeMetricFamily(
+        "modelyard_engine_up", "1 where the replica takes requests.", labels=["model", "version", "replica"]
+    )
+    restarts = CounterMetricFamily(
+        "modelyard_engine_restarts_total", "Restarts of the replica.", labels=["model", "version", "replica"]
+    )
+    inflight = GaugeMetricFamily(
+        "modelyard_inflight_requests", "Requests that an engine works on now.", labels=["model", "version"]
+    )
+    waiting: dict[Version, int] = dict.fromkeys(snapshot.versions, 0)
+    for engine in snapshot.engines:
+        labels = [engine.model, engine.version, engine.replica]
+        up.add_metric(labels, float(engine.up))
+        restarts.add_metric(labels, engine.restarts)
+        owner = (engine.model, engine.version)
+        waiting[owner] = waiting.get(owner, 0) + engine.inflight
+    for (model, version), count in waiting.items():
+        inflight.add_metric([model, version], count)
+    yield from (up, restarts, inflight)
+
+
+def _workers(snapshot: Snapshot) -> Iterator[Metric]:
+    series: tuple[tuple[str, str, str], ...] = (
+        ("modelyard_router_up", "1 where the worker answers the control plane.", "up"),
+        ("modelyard_router_resident_bytes", "Resident memory of the worker.", "resident_bytes"),
+        ("modelyard_router_connections", "Client connections that the worker holds.", "connections"),
+        ("modelyard_router_loop_lag_seconds", "Longest recent delay of the worker's event loop.", "loop_lag_s"),
+        ("modelyard_router_generation", "Routing table that the worker serves by.", "generation"),
+    )
+    for name, help_text, attribute in series:
+        family = GaugeMetricFamily(name, help_text, labels=["worker"])
+        for worker in snapshot.workers:
+            family.add_metric([worker.worker], float(getattr(worker, attribute)))
+        yield family
+
+
+def _routes(snapshot: Snapshot) -> Iterator[Metric]:
+    weight = GaugeMetricFamily(
+        "modelyard_route_weight", "Share of the route, in basis points of 10000.", labels=["model", "version"]
+    )
+    for model, version in sorted({*snapshot.versions, *snapshot.weights}):
+        weight.add_metric([model, version], snapshot.weights.get((model, version), 0))
+    revision = GaugeMetricFamily("modelyard_route_revision", "Revision of the current route.", labels=["model"])
+    for model, number in snapshot.revisions.items():
+        revision.add_metric([model], number)
+    speed = GaugeMetricFamily(
+        "modelyard_tokens_per_second", "Completion tokens per second over the last minute.", labels=["model", "version"]
+    )
+    for model, version in sorted({*snapshot.versions, *snapshot.rates}):
+        rates = snapshot.rates.get((model, version))
+        speed.add_metric([model, version], rates.tokens_per_second if rates else 0.0)
+    yield from (weight, revision, speed)
+    yield _gauge("modelyard_table_generation", "Routing table last published.", snapshot.generation)
