@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from monitoring.attribution import advance, cost_rows
-from monitoring.observe import intervals, observe
+from monitoring import settle
 from monitoring.sampler import Sums
-from registry.ledger import Ledger, LedgerTx
+from registry.ledger import Ledger
 from registry.usage import RequestRecord
 from serving.control import segments
 from serving.control.segments import Reading, SegmentName
@@ -30,10 +29,6 @@ from serving.router.protocol import Stats
 
 log = logging.getLogger("modelyard.ingest")
 
-SETTLED = "settled"
-"""The cursor up to which intervals are settled."""
-SAMPLED = "sampled"
-"""The cursor up to which devices' held seconds are written."""
 SETTLE_S = 5.0
 """How often intervals are settled where nobody asks; until then they are the unsettled line of a bill."""
 GRACE_S = 2.0
@@ -112,7 +107,6 @@ class Ingest:
         self._retention = retention or Retention()
         self._offsets = ledger.offsets()
         self._sealed = ledger.sealed()
-        self._cursor = ledger.cursor(SETTLED) or 0.0
         self._marks: dict[tuple[str, float], float] = {}
         self._pending = True
         self._settled_at = 0.0
@@ -124,8 +118,8 @@ class Ingest:
         """Counted records that ended at `since` or later, to fill the window after a restart."""
         return list(segments.recent(self._folder, self._offsets, since))
 
-    def step(self, writers: Sequence[Writer], now: float, *, settle: bool = False) -> Report:
-        """Count what is new. `writers` and `now` were taken before this call; `settle` asks for settled time at once.
+    def step(self, writers: Sequence[Writer], now: float, *, settle_now: bool = False) -> Report:
+        """Count what is new. `writers` and `now` were taken before this call; `settle_now` settles time at once.
 
         Raises what the ledger raises; nothing is counted twice for it.
         """
@@ -134,14 +128,13 @@ class Ingest:
             while self._read_once(writers, now, report):
                 pass
             report.watermark = self._watermark(writers, now)
-            self._settle(report.watermark, now, settle)
+            self._settle(report.watermark, now, settle_now)
             if now - self._pruned_at >= PRUNE_S:
                 self._pruned_at = now
                 self.prune(now)
         except Exception:
             # Whether the transaction was kept is not known: go on from what the ledger says.
             self._offsets, self._sealed = self._ledger.offsets(), self._ledger.sealed()
-            self._cursor = self._ledger.cursor(SETTLED) or 0.0
             self._pending = True
             raise
         return report
@@ -166,23 +159,16 @@ class Ingest:
             for name, reading in readings.items():
                 before = self._offsets.get(str(name), 0)
                 tx.advance(str(name), reading.offset, expected=before, sealed=name in sealing)
-            self._count(tx, records)
+            settle.count(tx, records, self._device_of)
         self._offsets.update((str(name), reading.offset) for name, reading in readings.items())
         self._sealed.update(str(name) for name in sealing)
         report.records += len(records)
         for name, reading in readings.items():
             self._look_back(name, reading, name in sealing, report)
         if records:
+            self._pending = True
             self._on_records(records)
         return any(reading.more and not reading.damage for reading in readings.values())
-
-    def _count(self, tx: LedgerTx, records: Sequence[RequestRecord]) -> None:
-        counters, histograms = observe(records)
-        tx.add_counters(counters)
-        tx.add_histograms(histograms)
-        waiting = intervals(records, self._device_of)
-        tx.add_intervals(waiting)
-        self._pending = self._pending or bool(waiting)
 
     def _look_back(self, name: SegmentName, reading: Reading, sealed: bool, report: Report) -> None:
         """Report what could not be counted, and set a damaged segment aside."""
@@ -214,27 +200,18 @@ class Ingest:
         if now - self._settled_at < SETTLE_S and not at_once:
             return
         sums = self.meter.peek() if self.meter is not None else Sums()
-        moves = self._pending and watermark > self._cursor
-        if not (moves or sums.held or sums.cpu):
+        if not (self._pending or sums.held or sums.cpu):
             return
         with self._ledger.transaction() as tx:
-            if sums.until is not None and sums.until > (tx.cursor(SAMPLED) or 0.0):
-                tx.add_held_seconds(sums.held)
-                tx.add_cpu_seconds(sums.cpu)
-                tx.set_cursor(SAMPLED, sums.until)
-            if moves:
-                done = advance(tx.intervals(), tx.cursor(SETTLED) or 0.0, watermark)
-                tx.add_cost_seconds(cost_rows(done.shares))
-                tx.replace_intervals(done.remaining)
-                tx.set_cursor(SETTLED, watermark)
+            if sums.until is not None and sums.until > (tx.cursor(settle.HELD) or 0.0):
+                settle.add(tx, sums)
+            settlement = settle.settle(tx, watermark)
         if self.meter is not None:
             self.meter.settled(sums)
         self._settled_at = now
-        if moves:
-            self._pending = bool(done.remaining)
-            self._cursor = watermark
-            if done.late_ns:
-                log.warning("%.3f s of requests came too late to be settled", done.late_ns / 1e9)
+        self._pending = bool(settlement.remaining)
+        if settlement.late_ns:
+            log.warning("%.3f s of requests came too late to be settled", settlement.late_ns / 1e9)
 
     def prune(self, now: float) -> list[str]:
         """Delete counted segments that are too old or too many, oldest first. Returns their names.
