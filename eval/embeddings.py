@@ -48,7 +48,8 @@ def hashed_ngrams(texts: Sequence[str]) -> NDArray[np.float64]:
         for start in range(len(padded) - _GRAM + 1):
             gram = padded[start : start + _GRAM].encode()
             rows[row, int.from_bytes(hashlib.blake2b(gram, digest_size=4).digest()) % _DIMENSIONS] += 1.0
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit: NDArray[np.float64] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 FALLBACK: Final = Embedder("hashed character 3-grams", semantic=False, embed=hashed_ngrams)

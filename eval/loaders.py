@@ -155,7 +155,7 @@ def _json_line(text: str, where: str) -> dict[str, Any]:
     except msgspec.DecodeError as error:
         raise SuiteError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise SuiteError(f"{where}: a case is a JSON object, e.g. {{\"id\": …, \"prompt\": …, \"target\": …}}")
+        raise SuiteError(f'{where}: a case is a JSON object, e.g. {{"id": …, "prompt": …, "target": …}}')
     return raw
 
 

@@ -172,7 +172,8 @@ class Run:
             frame: pd.DataFrame = pandas.read_parquet(self.parquet)
             return frame
         rows = [msgspec.to_builtins(sample) for sample in self.samples().values()]
-        return pandas.DataFrame(rows, columns=list(Sample.__struct_fields__))
+        so_far: pd.DataFrame = pandas.DataFrame(rows, columns=list(Sample.__struct_fields__))
+        return so_far
 
     def compact(self, finished_at: float) -> None:
         """Write the Parquet file in one rename, note the end, and remove the journal."""

@@ -1,0 +1,313 @@
+"""Two runs of one suite, sample by sample: the paired differences and what they amount to.
+
+Owns: the join, which formula applies, and the comparison of overall, scorers and slices. Never: I/O, clocks, the
+verdict's rule (verdict.py), a random generator of its own.
+
+Which formula: binary scores asked once -> Tango's interval and McNemar; anything else -> BCa and the paired
+permutation test; cases in clusters -> clustered t (40 clusters or more) or the cluster bootstrap, and a permutation of
+clusters. SE, t and its p are given beside them always.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from eval import statistics
+from eval.statistics import Array, Interval
+from eval.suite import OVERALL
+from eval.verdict import Verdict, combine, decide
+
+CLUSTERS_FOR_T: Final = 40
+POWER: Final = 0.8
+TYPICAL_DISCORDANCE: Final = 0.08
+"""Share of samples that two close versions answer differently; for the plan, where nothing better is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sample as the comparison needs it."""
+
+    case: str
+    repeat: int
+    scorer: str
+    score: float | None
+    prompt_digest: str
+    target_digest: str
+    slice: str = ""
+    cluster: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """A sample that has no usable counterpart, and why."""
+
+    case: str
+    repeat: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One case answered by both: mean scores over the repeats that both have."""
+
+    case: str
+    scorer: str
+    slice: str
+    cluster: str
+    baseline: float
+    candidate: float
+    repeats: int
+
+    @property
+    def difference(self) -> float:
+        return self.candidate - self.baseline
+
+
+def join(baseline: Iterable[Answer], candidate: Iterable[Answer]) -> tuple[list[Pair], list[Unpaired]]:
+    """Pair the answers on (case, repeat). Whatever cannot be paired is returned with its reason, never dropped."""
+    left = {(answer.case, answer.repeat): answer for answer in baseline}
+    right = {(answer.case, answer.repeat): answer for answer in candidate}
+    unpaired: list[Unpaired] = []
+    scores: dict[str, list[tuple[Answer, float, float]]] = {}
+    for key in sorted(left.keys() | right.keys()):
+        a, b = left.get(key), right.get(key)
+        reason = _why_not(a, b)
+        if reason or a is None or b is None or a.score is None or b.score is None:
+            unpaired.append(Unpaired(*key, reason))
+            continue
+        scores.setdefault(key[0], []).append((a, a.score, b.score))
+    pairs = []
+    for case, found in scores.items():
+        first = found[0][0]
+        pairs.append(
+            Pair(
+                case,
+                first.scorer,
+                first.slice,
+                first.cluster,
+                math.fsum(a for _, a, _ in found) / len(found),
+                math.fsum(b for *_, b in found) / len(found),
+                len(found),
+            )
+        )
+    return pairs, unpaired
+
+
+def _why_not(a: Answer | None, b: Answer | None) -> str:
+    if a is None or b is None:
+        return "missing in the baseline" if a is None else "missing in the candidate"
+    if a.prompt_digest != b.prompt_digest:
+        return "the prompts differ"
+    if a.target_digest != b.target_digest:
+        return "the targets differ"
+    sides = [name for name, answer in (("baseline", a), ("candidate", b)) if answer.score is None]
+    return f"failed in the {' and the '.join(sides)}" if sides else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One version's mean score."""
+
+    mean: float
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The paired comparison over one group of cases: overall, of one scorer, or of one slice."""
+
+    name: str
+    n: int
+    clusters: int
+    """0 where the cases are independent."""
+    baseline: Side
+    candidate: Side
+    difference: float
+    interval: Interval
+    se: float
+    t: float | None
+    df: int
+    p: float
+    test: str
+    sd: float
+    """Of the differences."""
+    gains: int
+    """Cases that the candidate scored higher."""
+    losses: int
+    detectable: float
+    """The minimum detectable effect at this n and spread."""
+
+    @property
+    def discordance(self) -> float:
+        """The share of cases with different scores."""
+        return (self.gains + self.losses) / self.n
+
+
+def compare(name: str, pairs: Sequence[Pair], *, alpha: float, rng: np.random.Generator) -> Comparison:
+    """Compare one group. `pairs` must not be empty."""
+    if not pairs:
+        raise ValueError(f"no pair to compare in {name}")
+    a = np.array([pair.baseline for pair in pairs])
+    b = np.array([pair.candidate for pair in pairs])
+    d = b - a
+    clusters = _clusters(pairs)
+    gains, losses = int((d > 0).sum()), int((d < 0).sum())
+    error = statistics.clustered_error(d, clusters) if clusters else statistics.plain_error(d)
+    interval, test = _inference(d, clusters, _binary(a, b), alpha, rng)
+    sd = _planning_sd(error.sd, len(pairs))
+    return Comparison(
+        name=name,
+        n=len(pairs),
+        clusters=len(set(clusters)) if clusters else 0,
+        baseline=_side(a, clusters, alpha, rng),
+        candidate=_side(b, clusters, alpha, rng),
+        difference=error.mean,
+        interval=_bounded(interval),
+        se=error.se,
+        t=error.mean / error.se if error.se else None,
+        df=error.df,
+        p=test.p,
+        test=test.method,
+        sd=error.sd,
+        gains=gains,
+        losses=losses,
+        detectable=statistics.minimum_detectable_effect(sd, len(pairs), alpha, POWER),
+    )
+
+
+def _inference(
+    d: Array, clusters: Sequence[str] | None, binary: bool, alpha: float, rng: np.random.Generator
+) -> tuple[Interval, statistics.Test]:
+    if clusters:
+        test = statistics.sign_flip(d, rng, clusters)
+        if len(set(clusters)) < CLUSTERS_FOR_T:
+            return statistics.cluster_bootstrap_t(d, clusters, alpha, rng), test
+        if not d.any():
+            return statistics.unseen_interval(len(set(clusters)), alpha), test
+        return statistics.t_interval(statistics.clustered_error(d, clusters), alpha, "clustered t"), test
+    if binary:
+        gains, losses = int((d > 0).sum()), int((d < 0).sum())
+        return statistics.tango(gains, losses, len(d), alpha), statistics.mcnemar(gains, losses)
+    return statistics.bca(d, alpha, rng), statistics.sign_flip(d, rng)
+
+
+def _side(values: Array, clusters: Sequence[str] | None, alpha: float, rng: np.random.Generator) -> Side:
+    mean = float(values.mean())
+    if clusters and len(set(clusters)) > 1:
+        return Side(
+            mean,
+            _bounded(statistics.t_interval(statistics.clustered_error(values, clusters), alpha, "clustered t"), 0.0),
+        )
+    if _binary(values):
+        return Side(mean, statistics.wilson(int(values.sum()), len(values), alpha))
+    return Side(mean, statistics.percentile_bootstrap(values, alpha, rng))
+
+
+def _binary(*columns: Array) -> bool:
+    return all(bool(np.isin(column, (0.0, 1.0)).all()) for column in columns)
+
+
+def _clusters(pairs: Sequence[Pair]) -> list[str] | None:
+    """A cluster's name per pair, a case without one standing for itself; None where no two pairs share one."""
+    names = [f"c:{pair.cluster}" if pair.cluster else f"i:{pair.case}" for pair in pairs]
+    return names if len(set(names)) < len(names) else None
+
+
+def _bounded(interval: Interval, low: float = -1.0) -> Interval:
+    """Scores lie between 0 and 1, so differences between -1 and 1."""
+    return Interval(max(low, interval.low), min(1.0, interval.high), interval.method)
+
+
+def _planning_sd(sd: float, n: int) -> float:
+    """For planning, never 0: as if one sample in n + 1 differed."""
+    return max(sd, math.sqrt(1 / (n + 1)))
+
+
+def planned_effects(n: int, alpha: float, discordances: Sequence[float]) -> list[tuple[float, float]]:
+    """Before running: (share of samples that flip, minimum detectable effect) with n binary samples, sd = √share."""
+    return [(share, statistics.minimum_detectable_effect(math.sqrt(share), n, alpha, POWER)) for share in discordances]
+
+
+def samples_to_decide(found: Comparison, *, alpha: float, margin: float) -> int | None:
+    """The n at which the observed difference would be decided with power POWER, whichever way is nearest.
+
+    Distances: to -δ from above (non-inferior), to 0 from below (worse), to 0 from above (better).
+    """
+    d = found.difference
+    distances = [abs(d)] if d else []
+    if d > -margin:
+        distances.append(d + margin)
+    sd = _planning_sd(found.sd, found.n)
+    if found.clusters and found.se:
+        sd = max(sd, found.se * math.sqrt(found.n))
+    needed = [statistics.samples_needed(sd, distance, alpha, POWER) for distance in distances]
+    known = [count for count in needed if count is not None]
+    return min(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A comparison that decides, with its Holm-adjusted p and its verdict."""
+
+    comparison: Comparison
+    p_adjusted: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything that a comparison of two runs found."""
+
+    overall: Comparison
+    scorers: tuple[Comparison, ...]
+    slices: tuple[Comparison, ...]
+    gates: tuple[Gate, ...]
+    verdict: Verdict
+    unpaired: tuple[Unpaired, ...]
+
+
+def analyse(
+    pairs: Sequence[Pair],
+    unpaired: Sequence[Unpaired],
+    *,
+    gates: Sequence[str],
+    margin: float,
+    alpha: float,
+    rng: np.random.Generator,
+) -> Result:
+    """Compare overall, by scorer and by slice, and decide at the gates."""
+    overall = compare(OVERALL, pairs, alpha=alpha, rng=rng)
+    scorers = _grouped(pairs, "scorer", alpha, rng)
+    slices = _grouped(pairs, "slice", alpha, rng)
+    by_name: Mapping[str, Comparison] = {one.name: one for one in scorers} | {OVERALL: overall}
+    deciding = [by_name[name] for name in gates if name in by_name]
+    adjusted = statistics.holm([one.p for one in deciding])
+    decided = tuple(
+        Gate(one, p, _verdict(one, p, alpha=alpha, margin=margin)) for one, p in zip(deciding, adjusted, strict=True)
+    )
+    verdict = combine([(gate.comparison.name, gate.verdict) for gate in decided])
+    return Result(overall, scorers, slices, decided, verdict, tuple(unpaired))
+
+
+def _verdict(found: Comparison, p: float, *, alpha: float, margin: float) -> Verdict:
+    return decide(
+        low=found.interval.low,
+        high=found.interval.high,
+        p=p,
+        alpha=alpha,
+        margin=margin,
+        n=found.n,
+        needed=samples_to_decide(found, alpha=alpha, margin=margin),
+    )
+
+
+def _grouped(pairs: Sequence[Pair], field: str, alpha: float, rng: np.random.Generator) -> tuple[Comparison, ...]:
+    groups: dict[Any, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(getattr(pair, field), []).append(pair)
+    return tuple(compare(str(name), group, alpha=alpha, rng=rng) for name, group in groups.items() if name)

@@ -1,0 +1,160 @@
+"""Where requests go, and what exactly answers there.
+
+Owns: finding the server's URL and the admin API, and turning a reference into a Subject. Never: sending requests for
+completions.
+
+With the admin API, `assistant@champion` becomes the version behind the alias, pinned, with its digest. Without it (any
+OpenAI endpoint) the URL and the model name stand for the version, and the Subject says so.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from eval.errors import RequestRefusedError, ServerGoneError
+from eval.results import Subject
+from registry.models import InvalidNameError, VersionRef
+from registry.state import ADMIN_URL_VARIABLE, URL_VARIABLE, StateDir
+from registry.terminal import UserError
+
+KEY_VARIABLE = "MODELYARD_API_KEY"
+DEFAULT_URL = "http://127.0.0.1:8000"
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server: its OpenAI base URL without `/v1`, and its admin API's ("" where there is none)."""
+
+    url: str
+    admin_url: str = ""
+
+
+def find(url: str | None, admin_url: str | None, state: StateDir) -> Endpoint:
+    """The endpoint given, else the environment's, else the yard's that runs on this state directory.
+
+    A yard's admin API is used only for the yard's own URL: another server's versions are not this yard's.
+    """
+    yard = state.read_yard()
+    own = yard.url.rstrip("/") if yard else DEFAULT_URL
+    chosen = _base(url or os.environ.get(URL_VARIABLE) or own)
+    admin = admin_url or os.environ.get(ADMIN_URL_VARIABLE) or ""
+    if not admin and yard is not None and chosen == own:
+        admin = yard.admin_url
+    return Endpoint(chosen, admin.rstrip("/"))
+
+
+def headers() -> dict[str, str]:
+    """The authorisation header, where MODELYARD_API_KEY is set."""
+    key = os.environ.get(KEY_VARIABLE, "")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def resolve(endpoint: Endpoint, ref: str) -> Subject:
+    """The Subject that `ref` stands for: `model@label`, `model@alias`, a plain model name, or `URL#MODEL`.
+
+    Raises UserError where the reference or the version does not exist, ServerGoneError where nothing answers.
+    """
+    if ref.startswith(("http://", "https://")):
+        url, _, model = ref.partition("#")
+        endpoint, name = Endpoint(_base(url)), model or "default"
+    else:
+        name = ref
+    check_alive(endpoint)
+    subject = Subject(ref=ref, model=name, url=endpoint.url)
+    parsed = _parsed(name)
+    if not endpoint.admin_url or parsed is None:
+        return _unknown(subject, "there is no admin API to tell the version's digest")
+    if not parsed.label:
+        return _unknown(
+            subject, f"{name} goes through the route, so several versions may answer; pin one with {name}@…"
+        )
+    found = _version(endpoint, parsed)
+    if found is None:
+        return _unknown(subject, f"the admin API at {endpoint.admin_url} does not answer")
+    pinned = f"{parsed.model}@{found['label']}"
+    note = f"{ref} is {pinned} at the moment" if pinned != ref else ""
+    return msgspec.structs.replace(subject, model=pinned, digest=str(found["digest"]), note=note)
+
+
+def check_alive(endpoint: Endpoint) -> None:
+    """ServerGoneError with the remedy unless an OpenAI server answers; RequestRefusedError where it wants a key."""
+    try:
+        answer = httpx.get(f"{endpoint.url}/v1/models", headers=headers(), timeout=_TIMEOUT_S)
+    except httpx.InvalidURL as error:
+        raise UserError(f"{endpoint.url!r} is not a URL ({error}): give one like {DEFAULT_URL}") from error
+    except httpx.UnsupportedProtocol as error:
+        raise UserError(f"{endpoint.url!r} is not a URL: give one like {DEFAULT_URL}") from error
+    except httpx.TransportError as error:
+        raise ServerGoneError(
+            f"no server answers at {endpoint.url} ({error or type(error).__name__}): start one with "
+            "modelyard up configs/quickstart.yaml, or name it with --url"
+        ) from error
+    if answer.status_code in {401, 403}:
+        raise RequestRefusedError(f"{endpoint.url} wants a key: set {KEY_VARIABLE}")
+
+
+def admin_get(endpoint: Endpoint, path: str, **params: Any) -> Any:
+    """The JSON of an admin API path, or None where the API is not there or says no."""
+    if not endpoint.admin_url:
+        return None
+    try:
+        answer = httpx.get(f"{endpoint.admin_url}/admin/v1/{path}", params=params, timeout=_TIMEOUT_S)
+        return answer.json() if answer.is_success else None
+    except (httpx.HTTPError, ValueError):
+        return None
+
+
+def _version(endpoint: Endpoint, ref: VersionRef) -> dict[str, Any] | None:
+    """Label and digest of the version or alias; None where the admin API is away. UserError where it is unknown."""
+    models = f"models/{quote(ref.model)}/versions"
+    listed = admin_get(endpoint, models)
+    if listed is None and admin_get(endpoint, "status") is None:
+        return None
+    versions = _rows(listed, "versions")
+    by_label = {str(row.get("label")): row for row in versions}
+    if ref.label in by_label:
+        return by_label[ref.label]
+    aliased = _alias(endpoint, ref)
+    if aliased in by_label:
+        return by_label[aliased]
+    known = ", ".join(f"{ref.model}@{label}" for label in by_label) or "none of that model"
+    raise UserError(f"there is no version {ref}; registered: {known} (modelyard versions list)")
+
+
+def _alias(endpoint: Endpoint, ref: VersionRef) -> str:
+    for model in _rows(admin_get(endpoint, "status"), "models"):
+        if model.get("model") == ref.model:
+            target = (model.get("aliases") or {}).get(ref.label, "")
+            return str(target.get("label", "") if isinstance(target, dict) else target)
+    return ""
+
+
+def _rows(answer: Any, name: str) -> list[dict[str, Any]]:
+    """The list in an answer, whether bare or under `name` or `data`."""
+    if isinstance(answer, dict):
+        answer = answer.get(name, answer.get("data", []))
+    return [row for row in answer or [] if isinstance(row, dict)]
+
+
+def _unknown(subject: Subject, reason: str) -> Subject:
+    return msgspec.structs.replace(
+        subject, note=f"version digest unknown ({reason}): runs are kept by URL and model name, {subject.identity}"
+    )
+
+
+def _parsed(name: str) -> VersionRef | None:
+    try:
+        return VersionRef.parse(name)
+    except InvalidNameError:
+        return None
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")

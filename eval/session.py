@@ -1,0 +1,128 @@
+"""What `run` and `compare` do around a run: find suite and server, keep what is there, show progress.
+
+Owns: the order of those steps and the progress display. Never: statistics, the layout of reports.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval import embeddings, endpoint, loaders, runner, scorers
+from eval.results import Run, RunKey, RunStore, Subject
+from eval.suite import Suite
+from registry.state import StateDir
+from registry.terminal import UserError, progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options that decide a run."""
+
+    suite: str
+    url: str | None = None
+    admin_url: str | None = None
+    state_dir: Path | None = None
+    concurrency: int = 4
+    seed: int = 0
+    repeats: int | None = None
+    limit: int | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that is planned, and what happened to it."""
+
+    plan: runner.Plan
+    was_finished: bool
+    was_begun: int
+    """Samples that it had already."""
+
+    @property
+    def run(self) -> Run:
+        return self.plan.run
+
+
+class Session:
+    """One command's suite, server and runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = StateDir.find(settings.state_dir)
+        self.suite: Suite = loaders.load(settings.suite, self.state.root / "cache" / "datasets").limited(settings.limit)
+        self.endpoint = endpoint.find(settings.url, settings.admin_url, self.state)
+        self.store = RunStore(self.state.runs)
+        self._embedder = embeddings.require() if self._needs_embeddings() else None
+
+    def subject(self, ref: str) -> Subject:
+        """What `ref` stands for at the server."""
+        return endpoint.resolve(self.endpoint, ref)
+
+    def key(self, subject: Subject, *, twin: bool = False) -> RunKey:
+        """The key of this suite on `subject` with these settings."""
+        return runner.key_of(self.suite, subject, seed=self.settings.seed, repeats=self.settings.repeats, twin=twin)
+
+    def job(self, subject: Subject, *, twin: bool = False) -> Job:
+        """Open the run of `subject`: a finished one, a begun one, or a new one."""
+        key = self.key(subject, twin=twin)
+        run = self.store.open(self.suite, subject, key, fresh=self.settings.fresh, now=time.time())
+        begun = sum(1 for sample in run.samples().values() if sample.final)
+        plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency)
+        return Job(plan, run.finished, begun)
+
+    def execute(self, jobs: list[Job]) -> None:
+        """Do what is missing, one run after another, with one bar each."""
+        with progress() as display:
+            for job in jobs:
+                self._one(job, display)
+
+    def _one(self, job: Job, display: Progress) -> None:
+        ref = job.plan.subject.ref
+        bar = display.add_task(ref, total=job.plan.total)
+
+        def show(tally: runner.Tally) -> None:
+            score = f"  score {tally.mean:.3f}" if tally.mean is not None else ""
+            failed = f"  {tally.failed} failed" if tally.failed else ""
+            display.update(bar, completed=tally.done, description=f"{ref}{score}{failed}")
+
+        tally = runner.Tally(job.plan.total, on_change=show)
+        try:
+            runner.execute(job.plan, tally, embed=self._embedder.embed if self._embedder else None)
+        except KeyboardInterrupt:
+            display.stop()
+            sys.stderr.write(
+                f"stopped: {tally.done} of {tally.total} samples of {ref} are kept in {job.run.folder}; "
+                "the same command goes on from there\n"
+            )
+            raise
+
+    def _needs_embeddings(self) -> bool:
+        kinds = {case.scorer.name for case in self.suite.cases}
+        return any(scorers.SCORERS[kind].needs_embeddings for kind in kinds)
+
+
+def check(settings: Settings) -> None:
+    """UserError where a setting makes no sense."""
+    for name, value in (
+        ("concurrency", settings.concurrency),
+        ("repeats", settings.repeats),
+        ("limit", settings.limit),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}: it must be at least 1")
+
+
+def state_of(job: Job) -> str:
+    """What became of the run, in a phrase."""
+    if job.was_finished:
+        return "reused: it was finished before (--fresh runs it anew)"
+    if job.was_begun:
+        return f"resumed: {job.was_begun} of {job.plan.total} samples were there"
+    return "new"
