@@ -23,8 +23,8 @@ Environment = Callable[[VersionConfig], Mapping[str, str]]
 class Resolver:
     """Makes drafts of configured versions.
 
-    `base` is the folder that relative paths start from. With `fetching` off, only what costs no download is fetched: local
-    files, and sources that a registered version of the same label has; other drafts stay unresolved.
+    `base` is the folder that relative paths start from. With `fetching` off, only what costs no download is fetched:
+    local files, and sources that a registered version of the same label has; other drafts stay unresolved.
     """
 
     def __init__(

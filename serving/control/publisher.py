@@ -1,0 +1,104 @@
+"""Publishes a table whenever what is registered or what runs has changed.
+
+Owns: when a table is built and sent. Never: what is in it (publish.build_table), the workers' sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from registry.store import Registry
+from serving.control.publish import Generations, ModelTraits, RunningReplica, build_table, same_but_generation
+from serving.control.snapshot import take
+from serving.control.workers import Published, Workers
+from serving.router.table import Limits, Table
+
+log = logging.getLogger("modelyard.publish")
+
+APPLIED_TIMEOUT_S = 2.0
+RETRY_S = 1.0
+
+
+class Publisher:
+    """One table at a time, in order. `mark` it when something changed; `publish` waits until the workers serve by it."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        workers: Workers,
+        generations: Generations,
+        *,
+        replicas: Callable[[], Sequence[RunningReplica]],
+        without_stream_usage: Callable[[], frozenset[str]],
+    ) -> None:
+        self._registry = registry
+        self._workers = workers
+        self._generations = generations
+        self._replicas = replicas
+        self._without_stream_usage = without_stream_usage
+        self._traits: Mapping[str, ModelTraits] = {}
+        self._limits = Limits()
+        self._leaving: frozenset[str] = frozenset()
+        self._table: Table | None = None
+        self._marked = asyncio.Event()
+        self._lock = asyncio.Lock()
+
+    @property
+    def table(self) -> Table | None:
+        """The table published last."""
+        return self._table
+
+    def configure(self, traits: Mapping[str, ModelTraits], limits: Limits) -> None:
+        """What the configuration in force says; takes effect with the next table."""
+        self._traits, self._limits = traits, limits
+
+    def leave_out(self, replicas: frozenset[str]) -> None:
+        """These replicas get no new requests from the next table on."""
+        self._leaving = replicas
+
+    def mark(self) -> None:
+        """Something changed: publish soon."""
+        self._marked.set()
+
+    async def run(self) -> None:
+        """Publish after every mark, until cancelled. What cannot be published now is tried again."""
+        while True:
+            await self._marked.wait()
+            try:
+                await self.publish()
+            except Exception:
+                log.exception("the table could not be published; trying again")
+                await asyncio.sleep(RETRY_S)
+                self._marked.set()
+
+    async def publish(self) -> Published:
+        """Build the table of this moment; where it routes otherwise than the last one, send it."""
+        async with self._lock:
+            self._marked.clear()
+            snapshot = await asyncio.to_thread(take, self._registry)
+            self._generations.seen(self._workers.generation_seen)
+            table = build_table(
+                snapshot,
+                [one for one in self._replicas() if one.id not in self._leaving],
+                traits=self._traits,
+                limits=self._limits,
+                generation=0,
+                without_stream_usage=self._without_stream_usage(),
+            )
+            if self._table is not None and same_but_generation(table, self._table):
+                table = self._table
+            else:
+                table = Table(
+                    generation=self._generations.next(),
+                    models=table.models,
+                    limits=table.limits,
+                )
+            self._table = table
+            published = await self._workers.publish(table, APPLIED_TIMEOUT_S)
+            if published.waiting_for:
+                log.warning(
+                    "generation %d is not confirmed by %s yet", table.generation, ", ".join(published.waiting_for)
+                )
+            return published
