@@ -74,6 +74,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     resident_bytes: int
     tokens: dict[str, int] = {}
     """`model@version` -> content events forwarded since the worker started (for tokens per second as they flow)."""
+    records_lost: int = 0
+    """Records that could not be written (disk full) since the worker started."""
     loop_lag_s: float = 0.0
     """The longest delay of the event loop's timer since the last Stats."""
 

@@ -1,0 +1,280 @@
+"""One worker's heart: the current snapshot, the pools, what is in flight, and the few answers that need no engine.
+
+Owns: the state that exchanges share. Never: parsing, signals, sockets that listen (see `worker`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+
+from registry.models import BUCKETS
+from registry.usage import RequestRecord
+from serving.errors import ApiError
+from serving.router import openai_wire
+from serving.router.account import SegmentWriter
+from serving.router.exchange import Exchange
+from serving.router.http1 import Client, Request
+from serving.router.protocol import Applied, Failure, Stats, Up
+from serving.router.snapshot import Snapshot, Tally, Target
+from serving.router.table import Table
+from serving.router.upstream import Backend
+
+JSON: Final = b"application/json"
+
+
+class Router:
+    """Everything that the exchanges of one worker share.
+
+    `now` is a monotonic clock, `wall` the time of day, `rng` the source of buckets for requests without a sticky key;
+    `report` sends a message to the control plane where one listens.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        loop: asyncio.AbstractEventLoop,
+        segments: SegmentWriter,
+        *,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        rng: random.Random,
+        report: Callable[[Up], None],
+    ) -> None:
+        self.worker = worker
+        self.now = now
+        self.wall = wall
+        self.draining = False
+        self.idle = asyncio.Event()
+        """Set while draining once nothing is in flight."""
+        self._loop = loop
+        self._segments = segments
+        self._rng = rng
+        self._report = report
+        self._clients: set[Client] = set()
+        self._exchanges: set[Exchange] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._backends: dict[str, Backend] = {}
+        self._leaving: set[Backend] = set()
+        self._tallies: dict[str, Tally] = {}
+        self._ids = count(1)
+        self._id_prefix = f"req-{rng.getrandbits(64):016x}-"
+        self.snapshot = Snapshot(Table(generation=0), {}, {})
+
+    # --- the control plane's side ---
+
+    def publish(self, table: Table) -> Applied:
+        """Serve by `table` from the next request on. Connections to replicas that stay are kept."""
+        backends: dict[str, Backend] = {}
+        for model in table.models.values():
+            for version in model.versions.values():
+                for replica in version.replicas:
+                    known = self._backends.pop(replica.id, None)
+                    if known is not None and not known.same_place(replica):
+                        self._leave(known)
+                        known = None
+                    if known is None:
+                        known = Backend(replica, self._loop, self.now)
+                    else:
+                        known.update(replica)
+                    backends[replica.id] = known
+        for gone in self._backends.values():
+            self._leave(gone)
+        self._backends = backends
+        self.snapshot = Snapshot(table, backends, self._tallies)
+        return Applied(table.generation)
+
+    def stats(self, resident_bytes: int, loop_lag_s: float) -> Stats:
+        """What is true now."""
+        self._segments.flush()
+        wall = self.wall()
+        every = [*self._backends.values(), *self._leaving]
+        return Stats(
+            at=wall,
+            inflight={backend.config.id: backend.inflight for backend in every if backend.inflight},
+            oldest_started_at=min((exchange.record.started_at for exchange in self._exchanges), default=wall),
+            flushed_bytes=self._segments.flushed_bytes,
+            segment=self._segments.segment,
+            connections=len(self._clients),
+            upstream_connections=sum(backend.open for backend in every),
+            resident_bytes=resident_bytes,
+            tokens={name: tally.events for name, tally in self._tallies.items()},
+            records_lost=self._segments.records_lost,
+            loop_lag_s=loop_lag_s,
+        )
+
+    def drain(self) -> None:
+        """Take no more requests; `idle` is set once those in flight have ended."""
+        self.draining = True
+        for client in list(self._clients):
+            client.close_if_idle()
+        self._note_idle()
+
+    def cut_off(self) -> None:
+        """The drain's deadline has passed: end what is left, so that it is accounted for."""
+        for exchange in list(self._exchanges):
+            exchange.cut_off()
+
+    def sweep(self, now: float) -> None:
+        """End what has waited too long. Called several times a second."""
+        for exchange in list(self._exchanges):
+            exchange.check_deadlines(now)
+        for client in list(self._clients):
+            client.check_deadline(now)
+        for backend in self._backends.values():
+            backend.close_idle(now)
+        for backend in list(self._leaving):
+            backend.close_idle(now)
+            if not backend.open and not backend.inflight:
+                self._leaving.discard(backend)
+
+    # --- a client's side ---
+
+    def admit(self, client: Client) -> bool:
+        """Count a new connection; False where there are as many as there may be."""
+        if len(self._clients) >= self.snapshot.limits.connections_max:
+            return False
+        self._clients.add(client)
+        return True
+
+    def release(self, client: Client) -> None:
+        self._clients.discard(client)
+
+    def route(self, client: Client, request: Request) -> Exchange | None:
+        """An exchange for a request that an engine must answer; None where it has been answered here."""
+        path = request.target.partition(b"?")[0].decode("latin-1")
+        if path in openai_wire.ENDPOINTS and request.method == b"POST":
+            request.endpoint = path
+            exchange = Exchange(self, client, request)
+            self._exchanges.add(exchange)
+            return exchange
+        if request.method in (b"GET", b"HEAD") and self._answer_get(client, request, path):
+            return None
+        if path in openai_wire.ENDPOINTS or path == "/v1/models" or path.startswith("/health/"):
+            allowed = "POST" if path in openai_wire.ENDPOINTS else "GET"
+            error = ApiError(405, f"{path} takes {allowed}.", code="method_not_allowed")
+        else:
+            error = ApiError(404, f"There is nothing at {path[:200]!r}.", code="unknown_path")
+        self.account_refusal(error, request, len(request.body))
+        client.send_error(error, request)
+        return None
+
+    def _answer_get(self, client: Client, request: Request, path: str) -> bool:
+        """Health and models: answered from the snapshot. Not accounted: no model's work."""
+        if path == "/health/live":
+            client.send(200, b'{"status":"live"}', request, content_type=JSON)
+        elif path == "/health/ready":
+            client.send(*self._readiness(), request, content_type=JSON)
+        elif path == "/v1/models":
+            client.send(200, self.snapshot.models_body, request, content_type=JSON)
+        elif path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/")
+            card = self.snapshot.cards.get(name)
+            if card is None:
+                client.send_error(self._unknown(name), request)
+            else:
+                client.send(200, card, request, content_type=JSON)
+        else:
+            return False
+        return True
+
+    def _readiness(self) -> tuple[int, bytes]:
+        missing = self.snapshot.not_answering()
+        if self.draining:
+            state = "draining"
+        elif not self.snapshot.generation:
+            state = "waiting for the first routing table"
+        elif missing:
+            state = "engines are not ready"
+        else:
+            state = "ready"
+        body = {"status": state, "generation": self.snapshot.generation, "not_ready": missing}
+        return (200 if state == "ready" else 503), msgspec.json.encode(body)
+
+    # --- an exchange's side ---
+
+    def resolve(self, name: str) -> Target:
+        """What `name` stands for. Raises ApiError (404, or 503 before the first table)."""
+        target = self.snapshot.targets.get(name)
+        if target is None:
+            if not self.snapshot.generation:
+                raise ApiError(503, "The router is starting.", code="starting", retry_after_s=1)
+            raise self._unknown(name)
+        return target
+
+    def _unknown(self, name: str) -> ApiError:
+        known = ", ".join(list(self.snapshot.models)[:20]) or "none yet"
+        return ApiError(
+            404,
+            f"The model {name[:200]!r} does not exist here; known models: {known}.",
+            code="model_not_found",
+            param="model",
+        )
+
+    def random_bucket(self) -> int:
+        return self._rng.randrange(BUCKETS)
+
+    def load(self, backend: Backend) -> tuple[int, float]:
+        """How busy a replica is; ties are broken at random."""
+        return backend.inflight, self._rng.random()
+
+    def next_id(self) -> str:
+        """A request id that no other request of any worker has."""
+        return f"{self._id_prefix}{next(self._ids):x}"
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` and keep a reference until it ends."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
+    def observe_failure(self, replica: str, error: str) -> None:
+        """Tell the control plane, at once, that an engine failed for its own reasons."""
+        self._report(Failure(self.wall(), replica, error))
+
+    def account(self, exchange: Exchange) -> None:
+        """The one place where a request is counted."""
+        self._exchanges.discard(exchange)
+        self._segments.append(exchange.record)
+        if self.draining:
+            self._note_idle()
+
+    def account_refusal(self, error: ApiError, request: Request, body_bytes: int) -> None:
+        """Count a request that never became an exchange."""
+        self._segments.append(
+            RequestRecord(
+                request_id=request.request_id,
+                started_at=self.wall(),
+                duration_s=0.0,
+                endpoint="other",
+                model="",
+                version="",
+                replica="",
+                outcome="rejected",
+                status=error.status,
+                error=error.code,
+                generation=self.snapshot.generation,
+                request_bytes=body_bytes,
+                worker=self.worker,
+            )
+        )
+
+    # --- inner ---
+
+    def _leave(self, backend: Backend) -> None:
+        backend.closing = True
+        backend.close_idle(self.now())
+        self._leaving.add(backend)
+
+    def _note_idle(self) -> None:
+        if not self._exchanges:
+            self.idle.set()

@@ -1,0 +1,129 @@
+"""The routing table made ready for use: names indexed, headers spelt out, connection pools attached.
+
+Owns: what one generation of the table means at run time. Never: changing after it was built; a new table is a new
+Snapshot, and exchanges that began under an old one keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from serving.router.table import Model, Table, Version
+from serving.router.upstream import Backend
+
+HEADER: Final = b"header"
+
+
+class Tally:
+    """Content events forwarded for one version since the worker started; shared by all generations."""
+
+    __slots__ = ("events",)
+
+    def __init__(self) -> None:
+        self.events = 0
+
+
+class VersionState:
+    """One version that can be asked: its ready replicas and its part of the answer's head."""
+
+    __slots__ = ("backends", "config", "head", "label", "tally")
+
+    def __init__(self, model: str, config: Version, generation: int, backends: Sequence[Backend], tally: Tally) -> None:
+        self.label = config.label
+        self.config = config
+        self.backends = tuple(backends)
+        self.tally = tally
+        reference = f"{model}@{config.label}".encode("latin-1")
+        self.head = b"x-modelyard-version: %b\r\nx-modelyard-generation: %d\r\n" % (reference, generation)
+
+
+class ModelState:
+    """One model: its versions and the route in force."""
+
+    __slots__ = ("config", "fallback", "salt", "sticky", "versions")
+
+    def __init__(self, config: Model, versions: Mapping[str, VersionState]) -> None:
+        self.config = config
+        self.versions = versions
+        self.salt = config.salt.encode("ascii")
+        self.fallback = tuple(versions[label] for label in config.fallback if label in versions)
+        self.sticky = tuple(
+            (kind.encode("ascii"), name.lower().encode("latin-1"))
+            for kind, _, name in (source.partition(":") for source in config.sticky)
+        )
+
+    @property
+    def answers(self) -> bool:
+        """Whether a request that goes through the route would find a ready replica, whatever its bucket."""
+        routed = {arm.label for arm in self.config.arms}
+        spare = any(version.backends for version in self.fallback)
+        return bool(routed) and all(
+            spare or (label in self.versions and self.versions[label].backends) for label in routed
+        )
+
+
+class Target:
+    """What a name in `model` stands for: a route, or one pinned version of it."""
+
+    __slots__ = ("model", "pinned")
+
+    def __init__(self, model: ModelState, pinned: VersionState | None = None) -> None:
+        self.model = model
+        self.pinned = pinned
+
+
+class _Card(msgspec.Struct):
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
+class Snapshot:
+    """One generation: every name that clients may use, and what it stands for."""
+
+    __slots__ = ("cards", "generation", "limits", "models", "models_body", "targets")
+
+    def __init__(self, table: Table, backends: Mapping[str, Backend], tallies: dict[str, Tally]) -> None:
+        self.generation = table.generation
+        self.limits = table.limits
+        self.models: dict[str, ModelState] = {}
+        self.targets: dict[str, Target] = {}
+        self.cards: dict[str, bytes] = {}
+        cards: list[_Card] = []
+        for name, config in table.models.items():
+            model = self._model(config, backends, tallies)
+            self.models[name] = model
+            self.targets[name] = Target(model)
+            for label, version in model.versions.items():
+                self.targets[f"{name}@{label}"] = Target(model, version)
+            for alias, label in config.aliases.items():
+                if label in model.versions:
+                    self.targets[f"{name}@{alias}"] = Target(model, model.versions[label])
+            cards += [
+                _Card(target, "model", config.created, "modelyard")
+                for target in self.targets
+                if target.partition("@")[0] == name
+            ]
+        self.cards = {card.id: msgspec.json.encode(card) for card in cards}
+        self.models_body = b'{"object":"list","data":[' + b",".join(self.cards.values()) + b"]}"
+
+    def _model(self, config: Model, backends: Mapping[str, Backend], tallies: dict[str, Tally]) -> ModelState:
+        versions = {
+            label: VersionState(
+                config.name,
+                version,
+                self.generation,
+                [backends[replica.id] for replica in version.replicas if replica.state == "ready"],
+                tallies.setdefault(f"{config.name}@{label}", Tally()),
+            )
+            for label, version in config.versions.items()
+        }
+        return ModelState(config, versions)
+
+    def not_answering(self) -> list[str]:
+        """Models for which some request would find no ready replica."""
+        return [name for name, model in self.models.items() if not model.answers]

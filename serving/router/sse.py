@@ -1,0 +1,205 @@
+"""Reading a stream of server-sent events in passing: when content begins, what was used, how it ended.
+
+Owns: cutting bytes at event boundaries and the few facts noted of each event. Never: I/O, clocks, rebuilding an event.
+
+Bytes go on as they came, in whole events. Once content has begun, an event without a marker (usage, finish reason,
+error, end) is only counted: quotes inside JSON strings are escaped, so a marker with its quotes cannot be content.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from serving.router.openai_wire import Usage
+
+TAIL_BYTES_MAX: Final = 256 * 1024
+"""An event larger than this goes on in pieces (no event that is kept from a client is near as large)."""
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: str | list[object] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[object] | None = None
+    function_call: object | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    """`response` of the responses API, `message` of the messages API."""
+
+    usage: Usage | None = None
+    status: str | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    type: str = ""
+    delta: object | None = None
+    response: _Envelope | None = None
+    message: _Envelope | str | None = None
+    error: object | None = None
+
+
+_decode: Final = msgspec.json.Decoder(_Event).decode
+_CONTENT_TYPES: Final = ("response.output_text.delta", "response.reasoning", "response.function_call", "content_block_")
+_END_TYPES: Final = ("response.completed", "response.incomplete", "message_stop")
+
+
+class Scanner:
+    """Facts of one stream, as far as it has been fed."""
+
+    __slots__ = ("_crlf", "_tail", "content_events", "done", "error", "finish_reason", "hide_usage", "started", "usage")
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self.hide_usage = hide_usage
+        """Keep the event that carries only usage to ourselves: the client did not ask for it."""
+        self.started = False
+        """Content has begun."""
+        self.content_events = 0
+        self.usage: Usage | None = None
+        self.finish_reason = ""
+        self.done = False
+        """The stream said that it is complete."""
+        self.error = False
+        """The engine reported an error in band."""
+        self._tail = b""
+        self._crlf = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream said how it ended; one that did not was cut."""
+        return self.done or bool(self.finish_reason)
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to forward now: all whole events of what has come, less what the client did not ask for."""
+        if self._tail:
+            data = self._tail + data
+            self._tail = b""
+        if not data.endswith(b"\n\n"):
+            data = self._whole_events(data)
+            if not data:
+                return b""
+        if (
+            self.started
+            and not self._crlf
+            and b'"usage":' not in data
+            and b'"finish_reason":"' not in data
+            and b'"finish_reason": "' not in data
+            and b"[DONE]" not in data
+            and b'"error"' not in data
+            and b"event:" not in data
+            and data[0] != 58
+        ):
+            self.content_events += data.count(b"\n\n")
+            return data
+        return self._inspect(data)
+
+    def rest(self) -> bytes:
+        """What came after the last whole event, when the stream has ended."""
+        tail, self._tail = self._tail, b""
+        return tail
+
+    def _whole_events(self, data: bytes) -> bytes:
+        if self._crlf or b"\r\n" in data:
+            self._crlf = True
+            cut = data.rfind(b"\r\n\r\n") + 4
+            cut = cut if cut >= 4 else 0
+        else:
+            cut = data.rfind(b"\n\n") + 2
+            cut = cut if cut >= 2 else 0
+        if len(data) - cut > TAIL_BYTES_MAX:
+            return data
+        self._tail = data[cut:]
+        return data[:cut]
+
+    def _inspect(self, data: bytes) -> bytes:
+        separator = b"\r\n\r\n" if self._crlf else b"\n\n"
+        kept: list[bytes] = []
+        dropped = False
+        for event in data.split(separator):
+            if not event:
+                continue
+            if self._note(event) and self.hide_usage:
+                dropped = True
+            else:
+                kept.append(event)
+        if not dropped:
+            return data
+        return separator.join([*kept, b""]) if kept else b""
+
+    def _note(self, event: bytes) -> bool:
+        """Note what one event says; whether it carries usage and nothing else."""
+        start = event.find(b"data:")
+        if start < 0:
+            return False
+        payload = event[start + 5 :].strip()
+        if payload == b"[DONE]":
+            self.done = True
+            return False
+        try:
+            seen = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False  # not ours to judge: it goes on as it came
+        return self._note_typed(seen) if seen.type else self._note_chunk(seen)
+
+    def _note_chunk(self, seen: _Event) -> bool:
+        if seen.usage is not None:
+            self.usage = seen.usage
+        if seen.error is not None:
+            self.error = True
+        for choice in seen.choices or ():
+            delta = choice.delta
+            if choice.text or (
+                delta is not None
+                and (
+                    delta.content
+                    or delta.reasoning_content
+                    or delta.reasoning
+                    or delta.tool_calls
+                    or delta.refusal
+                    or delta.function_call
+                )
+            ):
+                self.started = True
+                self.content_events += 1
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+        return seen.usage is not None and not seen.choices
+
+    def _note_typed(self, seen: _Event) -> bool:
+        """Events of the responses and messages APIs, which name their type. None of them is ever kept back."""
+        if seen.type.startswith(_CONTENT_TYPES) and seen.delta is not None:
+            self.started = True
+            self.content_events += 1
+        for envelope in (seen.response, seen.message):
+            if isinstance(envelope, _Envelope) and envelope.usage is not None:
+                self.usage = _merged(self.usage, envelope.usage)
+        if seen.usage is not None:
+            self.usage = _merged(self.usage, seen.usage)
+        if seen.type in _END_TYPES:
+            self.done = True
+            self.finish_reason = self.finish_reason or "stop"
+        if seen.type in ("error", "response.failed"):
+            self.error = True
+        return False
+
+
+def _merged(before: Usage | None, after: Usage) -> Usage:
+    """The messages API reports input with the first event and output with the last."""
+    if before is None:
+        return after
+    return Usage(
+        input_tokens=after.prompt or before.prompt,
+        output_tokens=after.completion or before.completion,
+        cache_read_input_tokens=after.cached or before.cached,
+    )
