@@ -22,7 +22,7 @@ RETRY_S = 1.0
 
 
 class Publisher:
-    """One table at a time, in order. `mark` it when something changed; `publish` waits until the workers serve by it."""
+    """One table at a time, in order. `mark` says that something changed; `publish` waits until workers serve by it."""
 
     def __init__(
         self,

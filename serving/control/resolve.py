@@ -88,7 +88,9 @@ class Resolver:
         """Where the version's artifact comes from; None where it is derived from one that is not fetched."""
         if not isinstance(version.artifact, Requantize):
             return parse(str(version.artifact), self._base)
-        parent = made[version.artifact.requantize]
+        parent = made.get(version.artifact.requantize)
+        if parent is None:
+            raise UserError(f"{ref} is derived from {version.artifact.requantize!r}, which {ref.model} does not have")
         if not parent.resolved:
             return None
         files = [artifact for artifact in parent.manifest.artifacts if artifact.filename.endswith(".gguf")]

@@ -42,6 +42,7 @@ RESPAWN_FIRST_S = 0.1
 RESPAWN_MAX_S = 5.0
 STABLE_S = 30.0
 POLL_S = 0.2
+CUT_OFF_S = 1.0
 LOG_BYTES_MAX = 4 * 1024 * 1024
 PORT_IN_USE_EXIT = 4
 
@@ -421,9 +422,11 @@ class Workers:
     async def _stop_one(self, worker: Worker, deadline_s: float) -> None:
         worker.stopping = True
         worker.state = "draining"
-        worker.link.drain(deadline_s)
-        worker.signal(signal.SIGTERM)
-        limit = time.monotonic() + deadline_s
+        if worker.link.connected:
+            worker.link.drain(deadline_s)
+        else:
+            worker.signal(signal.SIGTERM)
+        limit = time.monotonic() + deadline_s + CUT_OFF_S  # at its deadline it tells its clients that it cuts them off
         while worker.alive() and time.monotonic() < limit:  # noqa: ASYNC110 - an adopted process gives no event
             await asyncio.sleep(0.02)
         worker.signal(signal.SIGKILL)

@@ -1,0 +1,228 @@
+"""The admin API: the control plane over HTTP, for the command line, dashboards and scripts.
+
+Owns: the application, who may call it, the error envelope, `/health` and `/metrics`. Never: what a call does (changes,
+yard), the data plane.
+
+It listens on loopback and has no keys, so it takes two precautions against web pages in the operator's own browser: a
+Host header that is not this machine's is refused (DNS rebinding), and so is a change that another origin asks for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from monitoring.statement import Statement
+from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
+from registry.store import Registry
+from registry.terminal import NotThereError, UserError
+from serving.config import YardConfig
+from serving.control.admin_models import Health, Status
+from serving.control.changes import Changes
+from serving.control.plan import Plan
+from serving.errors import ApiError, envelope
+
+log = logging.getLogger("modelyard.admin")
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+BODY_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Control(Protocol):
+    """The control plane as the admin API sees it."""
+
+    @property
+    def registry(self) -> Registry: ...
+    @property
+    def changes(self) -> Changes: ...
+    @property
+    def collectors(self) -> CollectorRegistry: ...
+
+    async def status(self) -> Status: ...
+
+    async def cost(self, since: float | None) -> Statement: ...
+
+    async def apply(self, config: YardConfig, base: Path, *, actor: str, dry_run: bool) -> Plan: ...
+
+    def version_state(self, model: str, label: str) -> str: ...
+
+    def engine_log(self, replica: str, lines: int) -> tuple[str, Sequence[str]]: ...
+
+
+def create_app(control: Control, *, host: str) -> FastAPI:
+    """The application for a control plane that is bound to `host`."""
+    from serving.control.admin_live import live_routes  # noqa: PLC0415 - they import this module's dependencies
+    from serving.control.admin_registry import registry_routes  # noqa: PLC0415
+
+    app = FastAPI(
+        title="Modelyard admin API",
+        version="1",
+        description="The control plane of a yard: what is registered, what runs, who gets the traffic, what it costs.",
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.include_router(registry_routes(control), prefix="/admin/v1")
+    app.include_router(live_routes(control), prefix="/admin/v1")
+    _handle_errors(app)
+
+    @app.get("/health", summary="Whether the control plane answers", tags=["monitoring"])
+    async def health() -> Health:
+        return Health(status="ok")
+
+    @app.get("/metrics", summary="Metrics for Prometheus", tags=["monitoring"], response_class=Response)
+    async def metrics() -> Response:
+        text = await asyncio.to_thread(generate_latest, control.collectors)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    app.add_middleware(Guard, allowed=allowed_hosts(host))
+    return app
+
+
+def actor_of(request: Request) -> str:
+    """Who asks, for the audit: what the client says of itself, bounded."""
+    return request.headers.get("x-modelyard-actor", "").strip()[:64] or "admin-api"
+
+
+def allowed_hosts(bound: str) -> Callable[[str], bool]:
+    """Which names in a Host or Origin header are this machine's, for a server bound to the address `bound`.
+
+    On loopback: loopback addresses, `localhost` and the bound name. Elsewhere also any address (a web page that rebinds
+    DNS has a name, never an address) and the machine's own name.
+    """
+    own = {"localhost", bound.lower()}
+    loopback = _is_loopback(bound)
+    if not loopback:
+        own.add(socket.gethostname().lower())
+
+    def allowed(authority: str) -> bool:
+        name = (urlsplit(f"//{authority}").hostname or "").lower()
+        if name in own or name.endswith(".localhost"):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not loopback
+
+    return allowed
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Guard:
+    """Refuses what a web page could make a browser send: other hosts' names, other origins' changes, huge bodies."""
+
+    def __init__(self, app: ASGIApp, allowed: Callable[[str], bool]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            error = self._refusal(scope)
+            if error is not None:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        if not self._allows(host):
+            message = f"the admin API does not answer to the host name {host!r}: call it by its address"
+            return ApiError(421, message, code="host_not_allowed")
+        origin = headers.get(b"origin")
+        if origin and scope["method"] not in SAFE_METHODS and not self._allows(urlsplit(origin).netloc):
+            return ApiError(403, f"changes are not taken from the origin {origin!r}", code="origin_not_allowed")
+        length = headers.get(b"content-length", "0")
+        if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
+            return ApiError(413, f"the body is above {BODY_BYTES_MAX} bytes", code="body_too_large")
+        return None
+
+    def _allows(self, authority: str) -> bool:
+        try:
+            return self._allowed(authority)
+        except ValueError:
+            return False
+
+
+def error_response(error: ApiError) -> Response:
+    """The answer for an error, in the envelope that OpenAI clients know."""
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else {}
+    return Response(error.body(), status_code=error.status, media_type="application/json", headers=headers)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    kinds: tuple[tuple[type[Exception], int, str], ...] = (
+        (NotFoundError, 404, "not_found"),
+        (ConflictError, 409, "conflict"),
+        (DatabaseError, 503, "database_unavailable"),
+        (RegistryError, 400, "registry_error"),
+        (NotThereError, 400, "dependency_missing"),
+        (UserError, 400, "invalid_request"),
+        (ValueError, 400, "invalid_value"),
+    )
+    for kind, status, code in kinds:
+        app.add_exception_handler(kind, _answer(status, code))
+    app.exception_handler(ApiError)(_api_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+    app.exception_handler(StarletteHTTPException)(_http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+Handler = Callable[[Request, Any], Awaitable[Response]]
+
+
+def _answer(status: int, code: str) -> Handler:
+    async def handler(request: Request, error: Exception) -> Response:
+        return Response(envelope(status, str(error), code=code), status_code=status, media_type="application/json")
+
+    return handler
+
+
+async def _api_error(request: Request, error: ApiError) -> Response:
+    return error_response(error)
+
+
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    message = f"{where or 'the body'}: {str(first['msg']).removeprefix('Value error, ')}"
+    return error_response(ApiError(422, message, code="invalid_request", param=where or None))
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"there is no {request.method} {request.url.path} here: /docs lists what there is"
+    elif error.status_code == 405:
+        message = f"{request.url.path} does not take {request.method}: /docs lists what it takes"
+    code = {404: "path_not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    answer = error_response(ApiError(error.status_code, message, code=code))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    message = f"{type(error).__name__} in the control plane: its log in the state directory has the details"
+    return error_response(ApiError(500, message, code="internal_error"))

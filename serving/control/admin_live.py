@@ -1,0 +1,105 @@
+"""The admin API's calls about what runs: status, cost, engine logs, applying a configuration.
+
+Owns: these paths. Never: deciding (yard).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from serving.config import parse
+from serving.control.admin_api import Control, actor_of
+from serving.control.admin_models import ApplyConfig, LogTail, PlanView, Status
+from serving.errors import ApiError
+
+Actor = Annotated[str, Depends(actor_of)]
+_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def live_routes(control: Control) -> APIRouter:
+    """The routes, over one control plane."""
+    router = APIRouter()
+
+    @router.get("/status", tags=["monitoring"], summary="Everything that is true now")
+    async def status() -> Status:
+        return await control.status()
+
+    @router.get("/cost", tags=["monitoring"], summary="What it cost, per version, idle on its own line")
+    async def cost(
+        since: Annotated[
+            str | None, Query(description="`24h`, `30m`, `7d`, or Unix seconds; whole hours are billed.")
+        ] = None,
+        by: Annotated[
+            str, Query(pattern="^(version|outcome)$", description="How fine a bill's lines are.")
+        ] = "outcome",
+    ) -> dict[str, Any]:
+        """One bill per device, basis and method; a bill's lines sum to its total exactly. Without `since` it is all
+        time, with usage and unit costs."""
+        statement = (await control.cost(parse_since(since, time.time()))).as_json()
+        return statement if by == "outcome" else merge_outcomes(statement)
+
+    @router.get("/engines/{model_ref}/{index}/log", tags=["engines"], summary="The last lines of an engine's log")
+    async def engine_log(model_ref: str, index: int, lines: Annotated[int, Query(ge=1, le=10_000)] = 50) -> LogTail:
+        return await _log_tail(control, f"{model_ref}/{index}", lines)
+
+    @router.get("/engines/{replica}/log", tags=["engines"], summary="The same, with `/` written as %2F or left out")
+    async def replica_log(replica: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 50) -> LogTail:
+        return await _log_tail(control, replica if "/" in replica else f"{replica}/0", lines)
+
+    @router.post("/apply", tags=["configuration"], summary="Apply a configuration to the running yard")
+    async def apply(body: ApplyConfig, actor: Actor, dry_run: bool = False) -> PlanView:
+        """Unchanged engines are left running, and routes as they are. With `dry_run` nothing changes."""
+        config = parse(body.config, body.path or "configuration")
+        plan = await control.apply(config, _folder(body.path), actor=actor, dry_run=dry_run)
+        return PlanView.of(plan, dry_run=dry_run)
+
+    return router
+
+
+def _folder(path: str) -> Path:
+    return Path(path or "configuration").absolute().parent
+
+
+async def _log_tail(control: Control, replica: str, lines: int) -> LogTail:
+    path, found = await asyncio.to_thread(control.engine_log, replica, lines)
+    return LogTail(replica=replica, path=path, lines=list(found))
+
+
+def parse_since(text: str | None, now: float) -> float | None:
+    """Unix seconds of `24h`, `30m`, `7d` ago, or of a number that is Unix seconds already."""
+    if not text:
+        return None
+    found = _AGO.fullmatch(text)
+    if found is not None:
+        return now - float(found[1]) * _UNIT_S[found[2]]
+    try:
+        return float(text)
+    except ValueError:
+        raise ApiError(
+            400,
+            f"since {text!r} is neither a span like 24h or 30m nor Unix seconds",
+            code="invalid_value",
+            param="since",
+        ) from None
+
+
+def merge_outcomes(statement: dict[str, Any]) -> dict[str, Any]:
+    """The statement with one line per version: its outcomes added up, to the last billionth."""
+    for bill in statement["bills"]:
+        merged: dict[tuple[str, str], dict[str, Any]] = {}
+        for line in bill["lines"]:
+            there = merged.setdefault(
+                (line["kind"], line["version"]), dict(line, outcome="", seconds=0.0, nano=0, amount=0.0)
+            )
+            there["seconds"] += line["seconds"]
+            there["nano"] += line["nano"]
+            there["amount"] = there["nano"] / 1e9
+        bill["lines"] = list(merged.values())
+    return statement

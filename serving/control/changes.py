@@ -1,0 +1,183 @@
+"""Changes that an operator makes to traffic and to the registry while a yard runs, each published before it answers.
+
+Owns: routes, rollbacks, aliases, registering and retiring through the admin API. Never: HTTP, what a table looks like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from registry.artifacts import ArtifactStore, NoProgress
+from registry.config import VersionConfig
+from registry.errors import ConflictError, NotFoundError
+from registry.models import BUCKETS, Alias, Allocation, Route, Version, VersionRef, check_weights
+from registry.store import Registry
+from serving.control import snapshot
+from serving.control.plan import Draft
+from serving.control.publish import RunningReplica
+from serving.control.publisher import Publisher
+from serving.control.resolve import Environment, Resolver
+from serving.control.workers import Published
+from serving.router.split import allocate
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A route in force, and how it got there."""
+
+    route: Route
+    published: Published
+    applied_ms: float
+    moved_buckets: int
+
+
+class Changes:
+    """Every method is atomic in the registry and audited there; routes and aliases are in force when it returns."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: ArtifactStore,
+        publisher: Publisher,
+        *,
+        replicas: Callable[[], Sequence[RunningReplica]],
+        environment: Environment,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._publisher = publisher
+        self._replicas = replicas
+        self._environment = environment
+        self._clock = clock
+        self._lock = asyncio.Lock()
+
+    async def set_route(self, model: str, weights: Mapping[str, int], *, actor: str, force: bool = False) -> Changed:
+        """Divide the model's traffic anew. Raises NotFoundError, ConflictError, or ValueError for unusable weights."""
+        started = time.perf_counter()
+        async with self._lock:
+            before = await asyncio.to_thread(self.route, model)
+            ordered = in_order(check_weights(weights), before.weights)
+            if not force:
+                self._check_ready(model, ordered, before.weights)
+            allocation = allocate(ordered, before.allocation)
+            route = await asyncio.to_thread(
+                self._registry.set_route, model, ordered, allocation, actor=actor, at=self._clock()
+            )
+            return await self._published(route, before, started)
+
+    async def roll_back(self, model: str, to: int | None, *, actor: str) -> Changed:
+        """Bring an earlier revision back: `to`, or the one before. Every key returns to the version it had then."""
+        started = time.perf_counter()
+        async with self._lock:
+            before = await asyncio.to_thread(self.route, model)
+            target = await asyncio.to_thread(self._target, model, to)
+            route = await asyncio.to_thread(
+                self._registry.set_route,
+                model,
+                dict(target.weights),
+                target.allocation,
+                actor=actor,
+                at=self._clock(),
+                restores=target.revision,
+                action="route.rollback",
+            )
+            return await self._published(route, before, started)
+
+    async def set_alias(self, model: str, name: str, label: str, *, actor: str) -> Alias:
+        alias = await asyncio.to_thread(self._registry.set_alias, model, name, label, actor=actor, at=self._clock())
+        await self._publisher.publish()
+        return alias
+
+    async def retire(self, model: str, label: str, *, actor: str) -> Version:
+        """Take a version out of use. Raises ConflictError while it has traffic, or while its engine runs."""
+        if any(one.model == model and one.label == label for one in self._replicas()):
+            raise ConflictError(
+                f"{model}@{label} has an engine in the configuration in force",
+                remedy="take it out of the file and `modelyard apply` that first",
+            )
+        version = await asyncio.to_thread(self._registry.retire, model, label, actor=actor, at=self._clock())
+        await self._publisher.publish()
+        return version
+
+    async def register(
+        self, model: str, label: str, version: VersionConfig, *, base: Path, actor: str
+    ) -> tuple[Version, bool]:
+        """Fetch a version's artifacts and register it; no engine starts. Returns it, and whether it is new."""
+        ref = VersionRef.parse(f"{model}@{label}")
+
+        def work() -> tuple[Version, bool]:
+            known = snapshot.take(self._registry)
+            there = known.get(model)
+            siblings = {
+                other.label: Draft(other.ref, other.manifest, (), True, 0)
+                for other in (there.versions.values() if there else ())
+            }
+            resolver = Resolver(self._store, known, base, progress=NoProgress, environment=self._environment)
+            draft = resolver.draft(ref, version, siblings)
+            made = self._registry.register(model, label, draft.manifest, author=actor, at=self._clock())
+            return made, label not in siblings
+
+        return await asyncio.to_thread(work)
+
+    def route(self, model: str) -> Route:
+        """The route in force. Raises NotFoundError naming the models that have one."""
+        route = self._registry.route(model)
+        if route is None:
+            known = ", ".join(sorted(self._registry.routes())) or "none"
+            raise NotFoundError(f"model {model} has no route", remedy=f"models with one: {known}")
+        return route
+
+    def _target(self, model: str, to: int | None) -> Route:
+        if to is None:
+            target = self._registry.rollback_target(model)
+            if target is None:
+                raise ConflictError(
+                    f"there is nothing to roll {model} back to", remedy="its route was never another one"
+                )
+            return target
+        history = self._registry.route_history(model, limit=1_000_000)
+        found = next((route for route in history if route.revision == to), None)
+        if found is None:
+            raise NotFoundError(
+                f"route {model} has no revision {to}", remedy=f"it has 1 to {history[0].revision if history else 0}"
+            )
+        return found
+
+    def _check_ready(self, model: str, weights: Mapping[str, int], before: Mapping[str, int]) -> None:
+        """More traffic only goes where somebody can answer it."""
+        for label, weight in weights.items():
+            states = [one.state for one in self._replicas() if (one.model, one.label) == (model, label)]
+            if weight > before.get(label, 0) and "ready" not in states:
+                self._registry.version(model, label)
+                why = f"its engines are {', '.join(states)}" if states else "the configuration in force starts none"
+                raise ConflictError(
+                    f"{model}@{label} has no ready engine ({why})",
+                    remedy="start one (`modelyard apply`), wait for it, or force it",
+                )
+
+    async def _published(self, route: Route, before: Route, started: float) -> Changed:
+        published = await self._publisher.publish()
+        applied_ms = (time.perf_counter() - started) * 1000
+        return Changed(route, published, applied_ms, moved_buckets(before.allocation, route.allocation))
+
+
+def in_order(weights: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    """The weights with the labels of the route before in their order: its first one stays the stable arm."""
+    known = [label for label in before if label in weights]
+    return {label: weights[label] for label in [*known, *(label for label in weights if label not in before)]}
+
+
+def moved_buckets(before: Allocation, after: Allocation) -> int:
+    """How many of the BUCKETS belong to another version after than before."""
+    stayed = sum(
+        max(0, min(one.stop, other.stop) - max(one.start, other.start))
+        for one in before
+        for other in after
+        if one.label == other.label
+    )
+    return BUCKETS - stayed if before else 0
