@@ -164,8 +164,8 @@ def compare(name: str, pairs: Sequence[Pair], *, alpha: float, rng: np.random.Ge
         name=name,
         n=len(pairs),
         clusters=len(set(clusters)) if clusters else 0,
-        baseline=_side(a, clusters, alpha, rng),
-        candidate=_side(b, clusters, alpha, rng),
+        baseline=side(a, clusters, alpha, rng),
+        candidate=side(b, clusters, alpha, rng),
         difference=error.mean,
         interval=_bounded(interval),
         se=error.se,
@@ -196,7 +196,8 @@ def _inference(
     return statistics.bca(d, alpha, rng), statistics.sign_flip(d, rng)
 
 
-def _side(values: Array, clusters: Sequence[str] | None, alpha: float, rng: np.random.Generator) -> Side:
+def side(values: Array, clusters: Sequence[str] | None, alpha: float, rng: np.random.Generator) -> Side:
+    """A version's mean score: clustered t where cases share clusters, Wilson where binary, else percentile."""
     mean = float(values.mean())
     if clusters and len(set(clusters)) > 1:
         return Side(

@@ -145,7 +145,7 @@ def _rows(answer: Any, name: str) -> list[dict[str, Any]]:
 
 def _unknown(subject: Subject, reason: str) -> Subject:
     return msgspec.structs.replace(
-        subject, note=f"version digest unknown ({reason}): runs are kept by URL and model name, {subject.identity}"
+        subject, note=f"version digest unknown ({reason}): runs are kept by URL and model name"
     )
 
 

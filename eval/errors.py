@@ -14,9 +14,14 @@ Owns: the exceptions of this package. Never: printing or exiting (registry.termi
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
+from typing import Final
 
 from registry.terminal import NotThereError, UserError
+
+EXTRA: Final = ("numpy", "pandas", "pyarrow", "scipy", "jsonschema", "datasets")
+"""What the extra `eval` brings."""
 
 
 class SuiteError(UserError):
@@ -48,3 +53,12 @@ def need(module: str, extra: str = "eval") -> ModuleType:
         raise MissingExtraError(
             f"{package} cannot be imported ({error}): install it with pip install 'modelyard[{extra}]'"
         ) from error
+
+
+def need_extra() -> None:
+    """Raise MissingExtraError where the extra `eval` is not installed. Looks, without importing."""
+    missing = [module for module in EXTRA if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(
+            f"evaluation needs {', '.join(missing)}, which this installation lacks: pip install 'modelyard[eval]'"
+        )

@@ -240,7 +240,7 @@ class RunStore:
         if attempts and not fresh:
             return Run(self.root / attempts[-1])
         run = Run(self.root / (f"{stem}.{len(attempts) + 1}" if attempts else stem))
-        run.folder.mkdir(mode=0o700, parents=True)
+        run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = RunInfo(
             key=key,
             suite=suite.name,

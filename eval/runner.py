@@ -103,14 +103,11 @@ def execute(
 
     Raises KeyboardInterrupt after Ctrl-C, ServerGoneError, RequestRefusedError; what is done is kept in each case.
     """
-    kept = {sample_id: sample for sample_id, sample in plan.run.samples().items() if sample.final}
-    for case, repeat in plan.wanted:
-        if (case.id, repeat) in kept:
-            tally.kept += 1
-            tally.count(kept[case.id, repeat])
     if plan.run.finished:
+        _keep(plan, tally)
         return False
     with plan.run.lock():
+        kept = _keep(plan, tally)
         todo = [(case, repeat) for case, repeat in plan.wanted if (case.id, repeat) not in kept]
         journal = Journal(plan.run.journal)
         try:
@@ -120,6 +117,16 @@ def execute(
         if not passing:
             plan.run.compact(time.time())
     return True
+
+
+def _keep(plan: Plan, tally: Tally) -> set[tuple[str, int]]:
+    """Count what the run has already; the ids that need not be asked again."""
+    kept = {sample_id: sample for sample_id, sample in plan.run.samples().items() if sample.final}
+    for case, repeat in plan.wanted:
+        if (case.id, repeat) in kept:
+            tally.kept += 1
+            tally.count(kept[case.id, repeat])
+    return set(kept)
 
 
 class _Session:

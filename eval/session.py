@@ -15,7 +15,10 @@ from eval import embeddings, endpoint, loaders, runner, scorers
 from eval.results import Run, RunKey, RunStore, Subject
 from eval.suite import Suite
 from registry.state import StateDir
-from registry.terminal import UserError, progress
+from registry.terminal import progress
+
+MARGIN = 0.05
+"""δ where neither the command nor the suite gives one."""
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -77,6 +80,17 @@ class Session:
         plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency)
         return Job(plan, run.finished, begun)
 
+    def pair(self, baseline: str, candidate: str) -> tuple[Job, Job]:
+        """The two runs of a comparison. Of one version with itself (A/A), the second is a run of its own."""
+        left, right = self.subject(baseline), self.subject(candidate)
+        return self.job(left), self.job(right, twin=left.identity == right.identity)
+
+    def twin(self, job: Job) -> Run | None:
+        """The finished second run of the job's version, which tells the noise floor, if there is one."""
+        subject = job.plan.subject
+        found = self.store.latest(self.suite, subject, self.key(subject, twin=True))
+        return found if found is not None and found.finished else None
+
     def execute(self, jobs: list[Job]) -> None:
         """Do what is missing, one run after another, with one bar each."""
         with progress() as display:
@@ -106,17 +120,6 @@ class Session:
     def _needs_embeddings(self) -> bool:
         kinds = {case.scorer.name for case in self.suite.cases}
         return any(scorers.SCORERS[kind].needs_embeddings for kind in kinds)
-
-
-def check(settings: Settings) -> None:
-    """UserError where a setting makes no sense."""
-    for name, value in (
-        ("concurrency", settings.concurrency),
-        ("repeats", settings.repeats),
-        ("limit", settings.limit),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}: it must be at least 1")
 
 
 def state_of(job: Job) -> str:

@@ -5,8 +5,8 @@ or deciding which formula applies (compare.py does).
 
 Sources: Miller 2024 (arXiv 2411.00640) for paired and clustered standard errors; Tango 1998 (Stat. Med. 17:891) for
 the score interval of a paired difference of proportions; Fagerland et al. 2013 (BMC Med. Res. Methodol. 13:91) for
-McNemar's mid-p; Efron 1987 (JASA 82:171) for BCa; Cameron et al. 2008 (Rev. Econ. Stat. 90:414) for the cluster bootstrap-t;
-Holm 1979 (Scand. J. Stat. 6:65).
+McNemar's mid-p; Efron 1987 (JASA 82:171) for BCa; Cameron et al. 2008 (Rev. Econ. Stat. 90:414) for the cluster
+bootstrap-t; Holm 1979 (Scand. J. Stat. 6:65).
 """
 
 from __future__ import annotations

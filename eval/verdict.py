@@ -2,16 +2,16 @@
 
 Owns: the decision. Never: computing the interval or the p-value it decides from; I/O.
 
-With the interval [low, high] of candidate - baseline at 1 - alpha, the margin δ, and the test's p (Holm-adjusted over the
-gates where there are several):
+With the interval [low, high] of candidate - baseline at 1 - alpha, the margin δ, and the test's p (Holm-adjusted over
+the gates where there are several):
 
 1. low > 0 and p ≤ alpha: better.
 2. low > -δ: non-inferior within δ. (Also where high < 0: measurably lower, but by less than δ.)
 3. high < 0 and p ≤ alpha: worse.
 4. otherwise: inconclusive, with N.
 
-There is no "no difference". Non-inferiority has to hold at every gate, which needs no adjustment of alpha; better and worse
-need one gate, which is what Holm adjusts for.
+There is no "no difference". Non-inferiority has to hold at every gate, which needs no adjustment of alpha; better and
+worse need one gate, which is what Holm adjusts for.
 """
 
 from __future__ import annotations

@@ -1,0 +1,153 @@
+"""Results as plain values for `--json`.
+
+Owns: the names in the JSON. Never: computing what it states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eval.assessment import Assessment, Party
+from eval.compare import Comparison
+from eval.performance import Performance
+from eval.results import Run
+from eval.suite import Suite
+from eval.summary import Group
+from eval.verdict import Kind
+from registry.terminal import ExitCode
+
+EXIT: Mapping[Kind, ExitCode] = {
+    "better": ExitCode.DONE,
+    "non-inferior": ExitCode.DONE,
+    "worse": ExitCode.GATE_FAILED,
+    "inconclusive": ExitCode.INCONCLUSIVE,
+}
+"""Verdict -> exit code of `eval compare`."""
+
+
+def of_suite(suite: Suite) -> dict[str, Any]:
+    """Which suite, and how much of it."""
+    return {
+        "name": suite.name,
+        "version": suite.version,
+        "digest": suite.digest,
+        "source": suite.source,
+        "cases": len(suite.cases),
+        "slices": suite.slices,
+    }
+
+
+def of_comparison(
+    found: Assessment,
+    suite: Suite,
+    *,
+    margin: float,
+    alpha: float,
+    seed: int,
+    planned: Sequence[tuple[float, float]],
+    states: tuple[str, str],
+) -> dict[str, Any]:
+    """The one JSON object of `eval compare`."""
+    result = found.result
+    value: dict[str, Any] = finite(
+        {
+            "suite": of_suite(suite),
+            "alpha": alpha,
+            "margin": margin,
+            "seed": seed,
+            "planned": [{"flip_share": share, "detectable": effect} for share, effect in planned],
+            "baseline": _party(found.baseline, states[0]),
+            "candidate": _party(found.candidate, states[1]),
+            "verdict": asdict(result.verdict) | {"exit_code": int(EXIT[result.verdict.kind])},
+            "gates": [
+                {"name": gate.comparison.name, "p_adjusted": gate.p_adjusted, "verdict": asdict(gate.verdict)}
+                for gate in result.gates
+            ],
+            "overall": of_group(result.overall),
+            "scorers": [of_group(one) for one in result.scorers],
+            "slices": [of_group(one) for one in result.slices],
+            "flips": [asdict(flip) | {"gained": flip.gained} for flip in found.flips],
+            "unpaired": [asdict(one) for one in result.unpaired],
+            "drift": asdict(found.drift) if found.drift else None,
+            "noise_floor": asdict(found.floor) if found.floor else None,
+        }
+    )
+    return value
+
+
+def of_group(group: Comparison) -> dict[str, Any]:
+    """One comparison, with its share of flips."""
+    return asdict(group) | {"discordance": group.discordance}
+
+
+def of_run(run: Run) -> dict[str, Any]:
+    """One line of the list of runs."""
+    info, samples = run.info(), run.samples().values()
+    scores = [sample.score for sample in samples if sample.score is not None]
+    return {
+        "run": run.name,
+        "suite": info.suite,
+        "suite_digest": info.key.suite_digest,
+        "ref": info.subject.ref,
+        "model": info.subject.model,
+        "version_digest": info.subject.digest,
+        "url": info.subject.url,
+        "state": "finished" if run.finished else "begun",
+        "done": sum(1 for sample in samples if sample.final),
+        "planned": info.planned,
+        "failed": sum(1 for sample in samples if sample.error),
+        "score": math.fsum(scores) / len(scores) if scores else None,
+        "seed": info.key.seed,
+        "repeats": info.key.repeats,
+        "twin": info.key.twin,
+        "started_at": info.started_at,
+        "finished_at": info.finished_at,
+    }
+
+
+def of_summary(run: Run, groups: Sequence[Group], speed: Performance, state: str) -> dict[str, Any]:
+    """The one JSON object of `eval run` and `eval report show`."""
+    scores: dict[str, list[dict[str, Any]]] = {"scorer": [], "slice": [], "overall": []}
+    for group in groups:
+        scores[group.kind].append({"name": group.name, "n": group.n} | asdict(group.score))
+    value: dict[str, Any] = finite(
+        of_run(run)
+        | {
+            "how": state or None,
+            "folder": str(run.folder),
+            "overall": scores["overall"][0] if scores["overall"] else None,
+            "scorers": scores["scorer"],
+            "slices": scores["slice"],
+            "performance": asdict(speed) | {"busy_s_per_1k": speed.busy_s_per_1k},
+        }
+    )
+    return value
+
+
+def _party(party: Party, state: str) -> dict[str, Any]:
+    subject = party.subject
+    return {
+        "ref": subject.ref,
+        "model": subject.model,
+        "url": subject.url,
+        "digest": subject.digest or None,
+        "note": subject.note,
+        "run": party.run.name,
+        "state": state,
+        "performance": asdict(party.performance) | {"busy_s_per_1k": party.performance.busy_s_per_1k},
+        "costs": [asdict(cost) for cost in party.costs],
+    }
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities as null: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value

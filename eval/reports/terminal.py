@@ -1,0 +1,251 @@
+"""Results as tables for people.
+
+Owns: what is shown in which order, and how figures are rounded. Never: computing them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from eval.assessment import Assessment, Flip, Floor, Party
+from eval.compare import Comparison
+from eval.drift import Drift, Estimate
+from eval.performance import Performance
+from eval.results import Sample, Subject
+from eval.statistics import Interval
+from eval.suite import Suite
+from eval.summary import Group
+from eval.verdict import Kind
+
+_COLOURS: dict[Kind, str] = {"better": "green", "non-inferior": "green", "worse": "red", "inconclusive": "yellow"}
+_TEXT_CHARACTERS = 160
+
+
+def plan(
+    console: Console,
+    suite: Suite,
+    sides: Sequence[tuple[str, Subject, str]],
+    *,
+    repeats: int,
+    margin: float,
+    alpha: float,
+    planned: Sequence[tuple[float, float]],
+) -> None:
+    """What is about to be compared, and what the comparison will be able to see."""
+    asked = f"{len(suite.cases)} cases" + (f" x {repeats} repeats" if repeats > 1 else "")
+    console.print(f"[bold]{escape(suite.name)}[/] {suite.version}  {asked}  [dim]{short(suite.digest)}[/]")
+    for name, subject, state in sides:
+        digest = short(subject.digest) if subject.digest else "digest unknown"
+        console.print(f"  {name:<9} [bold]{escape(subject.ref)}[/]  [dim]{digest}[/]  {state}")
+        if subject.note:
+            console.print(f"            [dim]{escape(subject.note)}[/]")
+    effects = ", ".join(
+        f"{100 * effect:.1f} points if {100 * share:g}% of the answers flip" for share, effect in planned
+    )
+    console.print(f"  detectable at alpha {alpha:g} with power 0.8: {effects};  margin δ {100 * margin:g} points\n")
+
+
+def comparison(console: Console, found: Assessment, *, alpha: float, flips: int) -> None:
+    """Everything after the runs: scores, verdict, flips, drift, speed, cost."""
+    result = found.result
+    table = _table(
+        "scorer", "n", "baseline", "candidate", f"difference, {100 * (1 - alpha):g}% interval", "flips - / +", "p"
+    )
+    for group in (*result.scorers, result.overall):
+        _group_row(table, group)
+    console.print(table)
+    if len(result.slices) > 1:
+        table = _table("slice", "n", "baseline", "candidate", "difference", "flips - / +", "p")
+        for group in result.slices:
+            _group_row(table, group)
+        console.print(table)
+    _unpaired(console, found)
+    overall = result.overall
+    units = f", {overall.clusters} clusters" if overall.clusters else ""
+    t = f", t = {overall.t:.2f} on {overall.df} df" if overall.t is not None else ""
+    console.print(
+        f"paired difference {signed(overall.difference)} points, SE {100 * overall.se:.1f}{t}, n = {overall.n}{units}; "
+        f"interval: {overall.interval.method}; test: {overall.test}, p = {overall.p:.3g}; "
+        f"detectable here: {100 * overall.detectable:.1f} points"
+    )
+    if len(result.gates) > 1:
+        for gate in result.gates:
+            console.print(
+                f"  gate {escape(gate.comparison.name)}: {gate.verdict.text} (Holm p = {gate.p_adjusted:.3g})"
+            )
+    _flips(console, found.flips, flips)
+    if found.drift:
+        drift(console, found.drift, found.floor)
+    _parties(console, found.baseline, found.candidate)
+    kind = result.verdict.kind
+    name = f"{escape(found.candidate.subject.ref)} against {escape(found.baseline.subject.ref)}"
+    console.print(f"[bold]verdict[/]  {name}: [bold {_COLOURS[kind]}]{escape(result.verdict.text)}[/]")
+
+
+def drift(console: Console, found: Drift, floor: Floor | None) -> None:
+    """Output drift, with the noise floor beside it."""
+    table = _table("output drift", "value", "interval", "A/A noise floor", title_rows=True)
+    unknown = "not measured"
+    table.add_row("exact match", *_share(found.exact_match), f"{floor.exact_match:.2f}" if floor else unknown)
+    table.add_row("length ratio", *_number(found.length_ratio), "")
+    by = found.distance_by if found.semantic else f"{found.distance_by}; spelling, not meaning"
+    table.add_row(f"mean distance ({by})", *_number(found.distance, 3), f"{floor.distance:.3f}" if floor else unknown)
+    for side, refusals in zip(("baseline", "candidate"), found.refusals, strict=True):
+        table.add_row(f"refusals, {side}", *_share(refusals), "")
+    for side, reasons in zip(("baseline", "candidate"), found.finish_reasons, strict=True):
+        table.add_row(
+            f"finish reasons, {side}", ", ".join(f"{name} {count}" for name, count in reasons.items()), "", ""
+        )
+    if floor:
+        table.add_row("scores that differ", "", "", f"{100 * floor.discordance:.1f}%")
+    console.print(table)
+    if floor is None:
+        console.print("[dim]noise floor: compare the baseline with itself to measure it[/]")
+
+
+def run_summary(
+    console: Console, title: str, groups: Sequence[Group], speed: Performance, failed: Sequence[Sample]
+) -> None:
+    """The scores of one run."""
+    console.print(f"[bold]{escape(title)}[/]")
+    table = _table("scores", "", "n", "mean", "interval")
+    for group in groups:
+        low_high = f"[{group.score.interval.low:.2f}, {group.score.interval.high:.2f}]"
+        kind = "" if group.kind == group.name else group.kind
+        table.add_row(escape(group.name), kind, str(group.n), f"{group.score.mean:.3f}", escape(low_high))
+    console.print(table)
+    if failed:
+        first = f"{failed[0].case}: {failed[0].error}"
+        console.print(f"[yellow]{len(failed)} samples failed[/], the first: {escape(_line(first))}")
+    console.print(
+        f"time to first token p50 {seconds(speed.ttft_p50_s)} p95 {seconds(speed.ttft_p95_s)}, latency p50 "
+        f"{seconds(speed.latency_p50_s)} p95 {seconds(speed.latency_p95_s)}; {speed.prompt_tokens:,} tokens in, "
+        f"{speed.completion_tokens:,} out; busy {seconds(speed.busy_s)}"
+    )
+
+
+def runs(console: Console, rows: Iterable[dict[str, Any]]) -> None:
+    """The list of runs."""
+    table = _table("run", "samples", "failed", "score", "state", "started")
+    for row in rows:
+        score = f"{row['score']:.3f}" if row["score"] is not None else "-"
+        started = datetime.fromtimestamp(row["started_at"]).astimezone().strftime("%Y-%m-%d %H:%M")
+        done = f"{row['done']}/{row['planned']}"
+        table.add_row(escape(row["run"]), done, str(row["failed"]), score, row["state"], started)
+    console.print(table)
+
+
+def _group_row(table: Table, group: Comparison) -> None:
+    interval = group.interval
+    table.add_row(
+        escape(group.name),
+        str(group.n),
+        _side(group.baseline.mean, group.baseline.interval),
+        _side(group.candidate.mean, group.candidate.interval),
+        f"{signed(group.difference)} [{signed(interval.low)}, {signed(interval.high)}]",
+        f"{group.losses} / {group.gains}",
+        f"{group.p:.3g}",
+        style="bold" if group.name == "overall" else None,
+    )
+
+
+def _unpaired(console: Console, found: Assessment) -> None:
+    missing = found.result.unpaired
+    if missing:
+        listed = "; ".join(f"{one.case} ({one.reason})" for one in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        console.print(f"[yellow]{len(missing)} samples could not be paired:[/] {escape(listed)}{more}")
+
+
+def _flips(console: Console, found: Sequence[Flip], count: int) -> None:
+    for gained, title in ((False, "lost: the baseline was right"), (True, "gained: the candidate is right")):
+        those = [flip for flip in found if flip.gained is gained]
+        if not those or not count:
+            continue
+        console.print(f"\n[bold]{title}[/] ({len(those)})")
+        for flip in those[:count]:
+            console.print(
+                f"  [bold]{escape(flip.case)}[/]  [dim]{escape(_line(flip.prompt))}[/]  target {_line(flip.target)}"
+            )
+            for name, text in (("baseline", flip.baseline), ("candidate", flip.candidate)):
+                console.print(Padding(f"{name:<9} {escape(_line(text))}", (0, 0, 0, 4), expand=False))
+        if len(those) > count:
+            console.print(f"  [dim]and {len(those) - count} more (--flips {len(those)})[/]")
+    console.print()
+
+
+def _parties(console: Console, baseline: Party, candidate: Party) -> None:
+    table = _table("speed and cost", "baseline", "candidate", title_rows=True)
+
+    def row(name: str, read: Callable[[Performance], str]) -> None:
+        table.add_row(name, read(baseline.performance), read(candidate.performance))
+
+    row("time to first token p50 / p95", lambda one: f"{seconds(one.ttft_p50_s)} / {seconds(one.ttft_p95_s)}")
+    row("latency p50 / p95", lambda one: f"{seconds(one.latency_p50_s)} / {seconds(one.latency_p95_s)}")
+    row("tokens in / out", lambda one: f"{one.prompt_tokens:,} / {one.completion_tokens:,}")
+    row("busy time per 1k requests, as the client saw it", lambda one: seconds(one.busy_s_per_1k))
+    bases = dict.fromkeys((cost.basis, cost.method) for one in (baseline, candidate) for cost in one.costs)
+    for basis, method in bases:
+        cells = [
+            next(
+                (f"{c.per_1k_requests:.4f} {c.currency}" for c in one.costs if (c.basis, c.method) == (basis, method)),
+                "-",
+            )
+            for one in (baseline, candidate)
+        ]
+        table.add_row(f"cost per 1k requests, {basis} ({method}; all traffic so far)", *cells)
+    if not bases:
+        table.add_row("cost per 1k requests", "no admin API", "no admin API")
+    console.print(table)
+
+
+def _table(first: str, *columns: str, title_rows: bool = False) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first, overflow="fold", ratio=None)
+    for column in columns:
+        table.add_column(column, justify="left" if title_rows else "right")
+    return table
+
+
+def _side(mean: float, interval: Interval) -> str:
+    return f"{mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _share(estimate: Estimate) -> tuple[str, str]:
+    interval = estimate.interval
+    return f"{100 * estimate.value:.0f}%", f"[{100 * interval.low:.0f}%, {100 * interval.high:.0f}%]"
+
+
+def _number(estimate: Estimate, digits: int = 2) -> tuple[str, str]:
+    interval = estimate.interval
+    return f"{estimate.value:.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _TEXT_CHARACTERS else line[: _TEXT_CHARACTERS - 1] + "…"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * share:+.1f}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in the unit that reads best."""
+    if value is None:
+        return "-"
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:,.1f} s"
+
+
+def short(digest: str) -> str:
+    """`sha256:` and the first twelve characters."""
+    return digest[:19]
