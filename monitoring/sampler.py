@@ -184,9 +184,8 @@ class Sampler:
         bridged = any(previous is not None and (p.started_at or at) <= previous for p in processes.values())
         held = bool(engines) and (bridged if gap or resumed else True)
         with self._lock:
-            if previous is not None:
-                for reading in readings:
-                    self._add_device(reading, previous, at, held=held)
+            for reading in readings:
+                self._add_device(reading, previous if previous is not None else at, at, held=held)
             self._add_cpu(engines, processes, previous, at)
             self._previous_at = self._until = at
             self._resumed = False
