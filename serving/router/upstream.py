@@ -122,6 +122,7 @@ class Connection(asyncio.Protocol):
         "_now",
         "_parser",
         "_receiver",
+        "_reusable",
         "_transport",
         "idle_until",
     )
@@ -190,7 +191,7 @@ class Connection(asyncio.Protocol):
             chunks, self._chunks = self._chunks, []
             receiver.on_body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
         if self._complete and self._receiver is receiver:
-            self._finish(receiver)
+            self._finish(receiver, reusable=self._reusable)
 
     def eof_received(self) -> bool:
         if self._receiver is not None and self._answer_ends_with_connection:
@@ -230,13 +231,14 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = self._parser.get_status_code() >= 200
+        self._reusable = self._parser.should_keep_alive()  # true only until the parser is fed again
 
     # --- inner ---
 
-    def _finish(self, receiver: Receiver, *, reusable: bool = True) -> None:
+    def _finish(self, receiver: Receiver, *, reusable: bool) -> None:
         """The answer is whole: give the connection back first, so that it is free for what `on_end` leads to."""
         self._receiver = None
-        if reusable and self._parser.should_keep_alive() and not self._transport.is_closing():
+        if reusable and not self._transport.is_closing():
             self.idle_until = self._now() + self._idle_s
             self._backend.keep(self)
         else:

@@ -195,6 +195,15 @@ def test_a_stale_connection_is_replaced_without_an_attempt(router: RouterProcess
         time.sleep(0.22)
 
 
+def test_connections_to_engines_are_kept(router: RouterProcess, fake_engine: Start) -> None:
+    engine = fake_engine("--events", "2")
+    router.serve(engine.port)
+    before = engine.stats()["connections_total"]
+    for stream in (True, False) * 5:
+        assert router.chat(stream=stream).status_code == 200
+    assert engine.stats()["connections_total"] - before <= 2  # one of the router's, one for these statistics
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_cancels_within_100_ms(router: RouterProcess, fake_engine: Start, stream: bool) -> None:
     engine = fake_engine("--events", "200", "--gap-s", "0.02")
