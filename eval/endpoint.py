@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -56,6 +56,11 @@ def headers() -> dict[str, str]:
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
+def trusts_environment(url: str) -> bool:
+    """Whether proxies named in the environment apply: never to this machine."""
+    return (urlsplit(url).hostname or "") not in {"127.0.0.1", "localhost", "::1"}
+
+
 def resolve(endpoint: Endpoint, ref: str) -> Subject:
     """The Subject that `ref` stands for: `model@label`, `model@alias`, a plain model name, or `URL#MODEL`.
 
@@ -86,7 +91,12 @@ def resolve(endpoint: Endpoint, ref: str) -> Subject:
 def check_alive(endpoint: Endpoint) -> None:
     """ServerGoneError with the remedy unless an OpenAI server answers; RequestRefusedError where it wants a key."""
     try:
-        answer = httpx.get(f"{endpoint.url}/v1/models", headers=headers(), timeout=_TIMEOUT_S)
+        answer = httpx.get(
+            f"{endpoint.url}/v1/models",
+            headers=headers(),
+            timeout=_TIMEOUT_S,
+            trust_env=trusts_environment(endpoint.url),
+        )
     except httpx.InvalidURL as error:
         raise UserError(f"{endpoint.url!r} is not a URL ({error}): give one like {DEFAULT_URL}") from error
     except httpx.UnsupportedProtocol as error:
@@ -105,7 +115,12 @@ def admin_get(endpoint: Endpoint, path: str, **params: Any) -> Any:
     if not endpoint.admin_url:
         return None
     try:
-        answer = httpx.get(f"{endpoint.admin_url}/admin/v1/{path}", params=params, timeout=_TIMEOUT_S)
+        answer = httpx.get(
+            f"{endpoint.admin_url}/admin/v1/{path}",
+            params=params,
+            timeout=_TIMEOUT_S,
+            trust_env=trusts_environment(endpoint.admin_url),
+        )
         return answer.json() if answer.is_success else None
     except (httpx.HTTPError, ValueError):
         return None

@@ -21,7 +21,7 @@ import msgspec
 
 from eval import scorers
 from eval.client import TIMEOUT, Client, Completion, FinalError, PassingError
-from eval.endpoint import headers
+from eval.endpoint import headers, trusts_environment
 from eval.errors import RequestRefusedError, ServerGoneError
 from eval.results import Journal, Run, RunKey, Sample, Subject
 from eval.scorers import Embed
@@ -153,7 +153,11 @@ class _Session:
         plan = self._plan
         limits = httpx.Limits(max_connections=plan.concurrency, max_keepalive_connections=plan.concurrency)
         async with httpx.AsyncClient(
-            transport=self._transport, limits=limits, timeout=TIMEOUT, headers=headers(), trust_env=False
+            transport=self._transport,
+            limits=limits,
+            timeout=TIMEOUT,
+            headers=headers(),
+            trust_env=trusts_environment(plan.subject.url),
         ) as http:
             client = Client(
                 http,

@@ -88,8 +88,8 @@ def clustered_error(d: Array, clusters: Sequence[Any]) -> MeanError:
 
 def t_interval(error: MeanError, alpha: float, method: str = "t") -> Interval:
     """mean ± t · SE."""
-    if error.df < 1:
-        return Interval(-1.0, 1.0, f"{method} (one unit: no spread known)")
+    if error.df < 1 or error.se == 0:
+        return Interval(-1.0, 1.0, f"{method} (no spread seen)")
     half = float(stats.t.ppf(1 - alpha / 2, error.df)) * error.se
     return Interval(error.mean - half, error.mean + half, method)
 
@@ -135,14 +135,17 @@ def tango(gains: int, losses: int, n: int, alpha: float) -> Interval:
 
 def mcnemar(gains: int, losses: int) -> Test:
     """McNemar's test: exact (binomial) under EXACT_BELOW discordant pairs, mid-p from there on."""
-    n = gains + losses
-    if n == 0:
-        return Test(1.0, "McNemar exact")
-    fewer = min(gains, losses)
-    if n < EXACT_BELOW:
-        return Test(float(stats.binomtest(fewer, n).pvalue), "McNemar exact")
+    if gains + losses < EXACT_BELOW:
+        p = float(stats.binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+        return Test(p, "McNemar exact")
+    return Test(mcnemar_mid_p(gains, losses), "McNemar mid-p")
+
+
+def mcnemar_mid_p(gains: int, losses: int) -> float:
+    """The exact two-sided p less the probability of what was observed. Fagerland et al. 2013."""
+    n, fewer = gains + losses, min(gains, losses)
     exact = min(1.0, 2 * float(stats.binom.cdf(fewer, n, 0.5)))
-    return Test(min(1.0, exact - float(stats.binom.pmf(fewer, n, 0.5))), "McNemar mid-p")
+    return min(1.0, exact - float(stats.binom.pmf(fewer, n, 0.5)))
 
 
 def sign_flip(
@@ -199,7 +202,8 @@ def cluster_bootstrap_t(
     se = np.sqrt((residuals**2).sum(axis=1) * count / (count - 1)) / n
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (means - error.mean) / se
-    t = np.where(se < 1e-12, np.where(means == error.mean, 0.0, np.sign(means - error.mean) * np.inf), t)
+    away = np.where(means == error.mean, 0.0, np.copysign(np.inf, means - error.mean))
+    t = np.where(se < 1e-12, away, t)
     low_t, high_t = np.quantile(t, [alpha / 2, 1 - alpha / 2], method="closest_observation")
     if not (math.isfinite(low_t) and math.isfinite(high_t)):
         return t_interval(error, alpha, "clustered t")
