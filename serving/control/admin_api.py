@@ -32,6 +32,7 @@ from registry.store import Registry
 from registry.terminal import NotThereError, UserError
 from serving.config import YardConfig
 from serving.control.admin_models import Health, Status
+from serving.control.apply import RefusedError
 from serving.control.changes import Changes
 from serving.control.plan import Plan
 from serving.errors import ApiError, envelope
@@ -175,6 +176,7 @@ def _handle_errors(app: FastAPI) -> None:
     kinds: tuple[tuple[type[Exception], int, str], ...] = (
         (NotFoundError, 404, "not_found"),
         (ConflictError, 409, "conflict"),
+        (RefusedError, 409, "conflict"),
         (DatabaseError, 503, "database_unavailable"),
         (RegistryError, 400, "registry_error"),
         (NotThereError, 400, "dependency_missing"),

@@ -16,7 +16,7 @@ from registry.terminal import NotThereError, UserError
 from serving.control.plan import Draft
 from serving.control.snapshot import RegistrySnapshot
 
-Environment = Callable[[VersionConfig], Mapping[str, str]]
+Environment = Callable[[VersionRef, VersionConfig], Mapping[str, str]]
 """The engine packages that a version would run with, by their versions."""
 
 
@@ -68,7 +68,7 @@ class Resolver:
             chat_template=self._template(ref, version.chat_template),
             sampling=dict(version.sampling),
             lineage=self._lineage(ref, version, made),
-            environment=dict(self._environment(version)),
+            environment=dict(self._environment(ref, version)),
             licence=version.licence,
         )
         sources = (str(version.artifact),) if version.artifact is not None else ()

@@ -200,14 +200,12 @@ class Workers:
         segments: Path,
         *,
         on_failure: Callable[[Failure], None],
-        on_death: Callable[[str], None],
         rng: random.Random,
         command: Sequence[str] = (sys.executable, "-m", "serving.router.worker"),
     ) -> None:
         self._root = root
         self._segments = segments
         self._on_failure = on_failure
-        self._on_death = on_death
         self._rng = rng
         self._command = tuple(command)
         self._workers: dict[str, Worker] = {}
@@ -216,6 +214,11 @@ class Workers:
         self.port = 0
         self.generation_seen = 0
         """The highest generation that a worker said it serves by."""
+
+    def left_running(self) -> bool:
+        """Whether workers of an earlier control plane still run."""
+        folders = self._root.iterdir() if self._root.is_dir() else ()
+        return any((record := read_record(folder)) is not None and record.process() is not None for folder in folders)
 
     async def start(self, host: str, port: int, count: int) -> int:
         """Have `count` workers listen; adopt those that run already. Returns how many were adopted.
@@ -404,7 +407,6 @@ class Workers:
                     self._ready(worker, worker.link.hello)
                 continue
             worker.state = "backoff"
-            self._on_death(worker.id)
             delay_s = RESPAWN_FIRST_S if time.monotonic() - born > STABLE_S else min(delay_s * 2, RESPAWN_MAX_S)
             log.warning("worker %s died (%s); starting it again", worker.id, last_line(worker.folder / "log") or "-")
             await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.5))

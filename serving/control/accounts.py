@@ -1,0 +1,186 @@
+"""The yard's books: the ingest's rhythm, the sampler, the recent window, the metrics and the cost statement.
+
+Owns: when segments are read, and the figures that status, metrics and bills are made of. Never: what a record counts
+as, what a figure costs (monitoring).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+
+from monitoring.cost import Prices
+from monitoring.metrics import EngineState, LedgerState, Metrics, Snapshot, WorkerState
+from monitoring.recent import RecentWindow, VersionRates
+from monitoring.sampler import Sampler
+from monitoring.settle import view
+from monitoring.statement import Device, Statement, Usage, statement, usage_of
+from registry.entries import CounterKey, HistogramDelta, HistogramKey
+from registry.ledger import Ledger
+from registry.usage import RequestRecord
+from serving.control.ingest import Ingest, Report, Writer
+from serving.control.workers import Workers, WorkerStatus
+
+STATEMENT_S = 10.0
+FRESH_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What is true of the yard now, for the metrics."""
+
+    engines: Sequence[EngineState] = ()
+    versions: Sequence[tuple[str, str]] = ()
+    weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    revisions: Mapping[str, int] = field(default_factory=dict)
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The totals as of the last step."""
+
+    at: float = 0.0
+    counters: Mapping[CounterKey, float] = field(default_factory=dict)
+    histograms: Mapping[HistogramKey, HistogramDelta] = field(default_factory=dict)
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    statement: Statement | None = None
+    watermark: float = 0.0
+
+
+class Accounts:
+    """One step at a time: the yard takes one a second, `fresh` and `cost` take one on demand."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        ingest: Ingest,
+        sampler: Sampler,
+        workers: Workers,
+        *,
+        prices: Callable[[], Prices],
+        live: Callable[[], Live],
+        version: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._ledger = ledger
+        self._ingest = ingest
+        self.sampler = sampler
+        self._workers = workers
+        self._prices = prices
+        self._live = live
+        self._clock = clock
+        self._window = RecentWindow()
+        self._arrived: list[RequestRecord] = []
+        self._lock = asyncio.Lock()
+        self._statement_at = 0.0
+        self.figures = Figures()
+        self.collectors = CollectorRegistry()
+        self._metrics = Metrics(self.collectors, version=version, python=platform.python_version())
+
+    def collect(self, records: Sequence[RequestRecord]) -> None:
+        """Records that a step counted; called in the step's thread."""
+        self._arrived.extend(records)
+
+    async def refill(self) -> None:
+        """Fill the recent window from segments counted before this process began."""
+        since = self._clock() - self._window.window_s
+        self._window.add(await asyncio.to_thread(self._ingest.recent, since))
+
+    async def step(self, *, settle_now: bool = False) -> Report:
+        """Count what is new; with `settle_now` also divide time and write a new statement."""
+        async with self._lock:
+            if settle_now:
+                await self._workers.ask()
+            writers = [
+                Writer(status.id, status.started_at, status.stats)
+                for status in self._workers.statuses()
+                if status.state != "backoff"
+            ]
+            now = self._clock()
+            report = await asyncio.to_thread(self._ingest.step, writers, now, settle_now=settle_now)
+            arrived, self._arrived = self._arrived, []
+            self._window.add(arrived)
+            await self._refresh(now, report, settle_now)
+            return report
+
+    async def fresh(self) -> Figures:
+        """Figures not older than FRESH_S."""
+        if self._clock() - self.figures.at > FRESH_S:
+            await self.step()
+        return self.figures
+
+    async def cost(self, since: float | None) -> Statement:
+        """The statement of the time since `since` (Unix seconds; None: of all time), up to now."""
+        await self.step(settle_now=True)
+        return await asyncio.to_thread(self._state, since)
+
+    def rates(self) -> dict[tuple[str, str], VersionRates]:
+        """Rates and latencies of the last minute, per (model, label)."""
+        return self._window.rates(self._clock())
+
+    def problems(self) -> list[str]:
+        """Segments that were set aside, one sentence each."""
+        return [f"segment {one.segment}: {one.message}" for one in self._ingest.problems]
+
+    async def _refresh(self, now: float, report: Report, statement_now: bool) -> None:
+        old = self.figures
+        totals = (old.counters, old.histograms)
+        if report.records or not old.at:
+            totals = await asyncio.to_thread(lambda: (self._ledger.counters(), self._ledger.histograms()))
+        made = old.statement
+        if statement_now or now - self._statement_at >= STATEMENT_S:
+            self._statement_at = now
+            made = await asyncio.to_thread(self._state, None)
+        usage = {one.version: one for one in usage_of(totals[0])}
+        self.figures = Figures(now, *totals, usage, made, report.watermark)
+        self._show(now)
+
+    def _state(self, since: float | None) -> Statement:
+        devices = {reading.device: Device(reading.kind, reading.cores or 1.0) for reading in self.sampler.latest()}
+        return statement(
+            view(self._ledger, since),
+            prices=self._prices(),
+            devices=devices,
+            reserved_bytes=dict(self.sampler.engine_memory()),
+            stop=self._clock(),
+        )
+
+    def _show(self, now: float) -> None:
+        """Hand the metrics what the next scrape shows."""
+        live, figures = self._live(), self.figures
+        self._metrics.publish(
+            Snapshot(
+                counters=figures.counters,
+                histograms=figures.histograms,
+                versions=live.versions,
+                engines=live.engines,
+                workers=[_worker_state(status) for status in self._workers.statuses()],
+                weights=live.weights,
+                revisions=live.revisions,
+                generation=live.generation,
+                rates=self.rates(),
+                devices=self.sampler.latest(),
+                engine_memory=self.sampler.engine_memory(),
+                sampler=self.sampler.status(),
+                statement=figures.statement,
+                ledger=LedgerState(self._clock() - now, max(0.0, now - figures.watermark)),
+            )
+        )
+
+
+def _worker_state(status: WorkerStatus) -> WorkerState:
+    stats = status.stats
+    return WorkerState(
+        worker=status.id,
+        up=stats is not None,
+        resident_bytes=stats.resident_bytes if stats else 0,
+        connections=stats.connections if stats else 0,
+        loop_lag_s=stats.loop_lag_s if stats else 0.0,
+        generation=status.generation,
+    )

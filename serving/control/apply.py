@@ -1,0 +1,182 @@
+"""Applying a configuration: from the file to what is registered and what engines are wanted.
+
+Owns: the order in which a plan is carried out, and what engines are started with. Never: deciding what changes (plan),
+processes (the supervisor). Everything here blocks and runs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from registry.artifacts import ArtifactStore, Progress
+from registry.config import ModelConfig, VersionConfig
+from registry.manifest import Manifest
+from registry.models import Version, VersionRef
+from registry.store import Registry
+from registry.terminal import NotThereError, UserError
+from serving.config import ServerConfig, YardConfig
+from serving.control import snapshot
+from serving.control.plan import Draft, Plan, RunningEngine, plan
+from serving.control.publish import ModelTraits
+from serving.control.resolve import Resolver
+from serving.engines.base import EngineVersion, kind
+from serving.router.split import allocate
+from serving.router.table import Limits, Timeouts
+
+
+class RefusedError(UserError):
+    """A configuration contradicts what is registered; nothing of it was applied."""
+
+
+def engine_environment(base: Path) -> Callable[[VersionRef, VersionConfig], Mapping[str, str]]:
+    """What an engine would compute with: its packages and their versions."""
+
+    def environment(ref: VersionRef, version: VersionConfig) -> Mapping[str, str]:
+        manifest = Manifest(engine=version.engine, engine_args=dict(version.engine_args), url=version.url)
+        python = interpreter(version, base)
+        return kind(version.engine).environment(EngineVersion(ref=ref, digest="", manifest=manifest, python=python))
+
+    return environment
+
+
+def interpreter(version: VersionConfig, base: Path) -> str:
+    """The absolute path of the version's `python:`, which may be relative to the configuration's folder."""
+    path = Path(version.python).expanduser()
+    return str((base / path).absolute()) if "/" in version.python else version.python
+
+
+class Applier:
+    """Plans a configuration and carries the plan out, up to the engines."""
+
+    def __init__(self, registry: Registry, store: ArtifactStore, *, progress: Callable[[], Progress]) -> None:
+        self._registry = registry
+        self._store = store
+        self._progress = progress
+
+    def prepare(
+        self, config: YardConfig, base: Path, running: Iterable[RunningEngine], *, fetching: bool
+    ) -> tuple[Plan, list[Draft]]:
+        """What the configuration would change. With `fetching`, artifacts that are missing are fetched."""
+        known = snapshot.take(self._registry)
+        resolver = Resolver(
+            self._store,
+            known,
+            base,
+            progress=self._progress,
+            environment=engine_environment(base),
+            fetching=fetching,
+        )
+        drafts = resolver.drafts(config.models)
+        return plan(config.models, drafts, known, running), drafts
+
+    def register(self, made: Plan, drafts: Sequence[Draft], config: YardConfig, *, actor: str, at: float) -> None:
+        """Register what is new, and give new models their first route and aliases. Raises RefusedError or
+        RegistryError; what was registered until then stays, and is found there by the next attempt."""
+        if made.refusals:
+            raise RefusedError("; ".join(refusal.message for refusal in made.refusals))
+        for draft in drafts:
+            self._registry.register(draft.ref.model, draft.ref.label, draft.manifest, author=actor, at=at)
+        for name, model in config.models.items():
+            self._set_route(name, model, actor, at)
+            aliases = {alias.name for alias in self._registry.aliases(name)}
+            for alias, label in model.aliases.items():
+                if alias not in aliases:
+                    self._registry.set_alias(name, alias, label, actor=actor, at=at)
+
+    def _set_route(self, name: str, model: ModelConfig, actor: str, at: float) -> None:
+        """A first route where there is none; otherwise only who takes over and how keys are found."""
+        route = self._registry.route(name)
+        sticky, fallback = tuple(model.sticky), tuple(model.fallback)
+        if route is None:
+            weights = model.first_route()
+            self._registry.set_route(
+                name, weights, allocate(weights), sticky=sticky, fallback=fallback, actor=actor, at=at
+            )
+        elif (route.sticky, route.fallback) != (sticky, fallback):
+            self._registry.set_route(
+                name,
+                dict(route.weights),
+                route.allocation,
+                sticky=sticky,
+                fallback=fallback,
+                actor=actor,
+                at=at,
+                action="route.rules",
+            )
+
+    def wanted(self, config: YardConfig, base: Path, *, running: Mapping[str, str]) -> list[EngineVersion]:
+        """Every replica that the configuration wants. The artifacts of those that do not run yet (`running`: replica
+        id -> digest) are verified. Raises DigestMismatchError, ArtifactError, NotThereError, or UserError."""
+        found: list[EngineVersion] = []
+        for name, model in config.models.items():
+            for label, version in model.versions.items():
+                registered = self._registry.version(name, label)
+                ids = [f"{registered.ref}/{index}" for index in range(version.replicas)]
+                fresh = any(running.get(one) != registered.digest for one in ids)
+                files = self._files(registered, verify=fresh)
+                found += [
+                    EngineVersion(
+                        ref=registered.ref,
+                        digest=registered.digest,
+                        manifest=registered.manifest,
+                        files=files,
+                        replica=index,
+                        python=interpreter(version, base),
+                        authorization=authorization(registered.ref, version),
+                    )
+                    for index in range(version.replicas)
+                ]
+        return found
+
+    def _files(self, version: Version, *, verify: bool) -> tuple[Path, ...]:
+        """The version's files under their own names, in the manifest's order."""
+        folder = self._store.root / "versions" / version.digest.removeprefix("sha256:")[:32]
+        artifacts = version.manifest.artifacts
+        if verify and artifacts:
+            progress = self._progress()
+            progress.start(f"Verifying {version.ref}", sum(artifact.size_bytes for artifact in artifacts))
+            try:
+                for artifact in artifacts:
+                    self._store.verify(artifact)
+                    progress.advance(artifact.size_bytes)
+            finally:
+                progress.done()
+        return tuple(self._store.link(artifact, folder) for artifact in artifacts)
+
+
+def authorization(ref: VersionRef, version: VersionConfig) -> str:
+    """The Authorization header of an external engine whose key stands in an environment variable."""
+    if not version.api_key_env:
+        return ""
+    key = os.environ.get(version.api_key_env, "")
+    if not key:
+        raise NotThereError(
+            f"{ref} wants its key in the environment variable {version.api_key_env}, which is not set: export it"
+        )
+    return f"Bearer {key}"
+
+
+def traits_of(config: YardConfig) -> dict[str, ModelTraits]:
+    """What the table takes from the configuration, per model. Raises NotThereError for a missing key."""
+    return {
+        name: ModelTraits(
+            timeouts=Timeouts(**model.timeouts.model_dump()),
+            authorizations={
+                label: authorization(VersionRef(name, label), version) for label, version in model.versions.items()
+            },
+        )
+        for name, model in config.models.items()
+    }
+
+
+def limits_of(server: ServerConfig) -> Limits:
+    """What a client may send, from the configuration's `server:`."""
+    return Limits(
+        body_bytes_max=server.body_bytes_max,
+        head_timeout_s=server.head_timeout_s,
+        body_timeout_s=server.body_timeout_s,
+        keepalive_s=server.keepalive_s,
+        connections_max=server.connections_max,
+    )

@@ -1,0 +1,181 @@
+"""What the admin API asks of a running yard: status, cost, logs, another configuration.
+
+Owns: putting the parts' answers together, and applying a configuration while everything runs. Never: HTTP, start and
+stop (yard).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from monitoring.sampler import Sampler
+from monitoring.statement import Statement
+from registry.errors import NotFoundError
+from registry.state import YardInfo
+from registry.store import Registry
+from serving.config import ServerConfig, YardConfig
+from serving.control import snapshot
+from serving.control.accounts import Accounts
+from serving.control.admin_models import Status
+from serving.control.apply import Applier, limits_of, traits_of
+from serving.control.changes import Changes
+from serving.control.plan import Plan
+from serving.control.publisher import Publisher
+from serving.control.status import device_view, inflight_of, model_statuses, replica_view, state_of, worker_view
+from serving.control.ui import Options
+from serving.control.workers import Workers
+from serving.engines.supervisor import Supervisor
+
+EMPTY_STEP_S = 0.1
+
+
+@dataclass
+class Parts:
+    """What a yard is made of, and the configuration in force."""
+
+    config: YardConfig
+    options: Options
+    registry: Registry
+    applier: Applier
+    workers: Workers
+    supervisor: Supervisor
+    publisher: Publisher
+    changes: Changes
+    sampler: Sampler
+    accounts: Accounts
+
+
+class Desk:
+    """Answers for one yard; `info` says what `yard.json` says."""
+
+    def __init__(self, parts: Parts, info: Callable[[], YardInfo]) -> None:
+        self._parts = parts
+        self._info = info
+        self._apply_lock = asyncio.Lock()
+
+    @property
+    def registry(self) -> Registry:
+        return self._parts.registry
+
+    @property
+    def changes(self) -> Changes:
+        return self._parts.changes
+
+    @property
+    def collectors(self) -> CollectorRegistry:
+        return self._parts.accounts.collectors
+
+    async def cost(self, since: float | None) -> Statement:
+        return await self._parts.accounts.cost(since)
+
+    def version_state(self, model: str, label: str) -> str:
+        return state_of(one for one in self._parts.supervisor.replicas() if (one.model, one.label) == (model, label))
+
+    def engine_log(self, replica: str, lines: int) -> tuple[str, Sequence[str]]:
+        """Path and last lines of an engine's log. Raises NotFoundError."""
+        found = next((one for one in self._parts.supervisor.replicas() if one.id == replica), None)
+        if found is None:
+            known = ", ".join(one.id for one in self._parts.supervisor.replicas()) or "none"
+            raise NotFoundError(f"there is no engine {replica}", remedy=f"there are {known}")
+        return str(found.log_path), self._parts.supervisor.log_tail(replica, lines)
+
+    async def status(self) -> Status:
+        figures = await self._parts.accounts.fresh()
+        known = await asyncio.to_thread(snapshot.take, self._parts.registry)
+        replicas, workers = self._parts.supervisor.replicas(), self._parts.workers.statuses()
+        inflight = inflight_of(workers)
+        devices = [device_view(reading) for reading in self._parts.sampler.latest()]
+        lost = {one.id: one.stats.records_lost for one in workers if one.stats and one.stats.records_lost}
+        return Status(
+            generation=self._parts.publisher.table.generation if self._parts.publisher.table else 0,
+            uptime_s=time.time() - self._info().started_at,
+            url=self._info().url,
+            admin_url=self._info().admin_url,
+            pid=os.getpid(),
+            config=self._info().config,
+            models=model_statuses(
+                known,
+                self._parts.config.models,
+                replicas,
+                inflight=inflight,
+                usage=figures.usage,
+                rates=self._parts.accounts.rates(),
+                statement=figures.statement,
+                currency=self._parts.config.prices.currency,
+            ),
+            engines=[replica_view(one, inflight[one.id]) for one in replicas],
+            workers=[worker_view(one) for one in workers],
+            device=devices[0] if devices else None,
+            devices=devices,
+            problems=[
+                *self._parts.accounts.problems(),
+                *(f"{one.id} failed: {one.last_error}" for one in replicas if one.state == "failed"),
+                *(f"worker {name} could not write {count} records" for name, count in lost.items()),
+            ],
+        )
+
+    async def apply(self, config: YardConfig, base: Path, *, actor: str, dry_run: bool) -> Plan:
+        """Bring the running yard to a configuration; unchanged engines and all routes are left alone.
+
+        Raises RefusedError, UserError or RegistryError, and then no engine was touched. Where the router and the admin
+        API listen changes with the next start only.
+        """
+        async with self._apply_lock:
+            config = config.model_copy(update={"server": self._server_of(config)})
+            running = self._parts.supervisor.replicas()
+            plan, drafts = await asyncio.to_thread(
+                self._parts.applier.prepare, config, base, running, fetching=not dry_run
+            )
+            if dry_run:
+                return plan
+            at = time.time()
+            await asyncio.to_thread(self._parts.applier.register, plan, drafts, config, actor=actor, at=at)
+            traits = traits_of(config)
+            there = {one.id: one.digest for one in running}
+            wanted = await asyncio.to_thread(self._parts.applier.wanted, config, base, running=there)
+            self._parts.config = config
+            self._parts.publisher.configure(traits, limits_of(config.server))
+            await self._retire_engines(there.keys() - {one.id for one in wanted})
+            await self._parts.workers.resize(config.server.workers)
+            await self._parts.supervisor.apply(wanted)
+            self._parts.publisher.leave_out(frozenset())
+            await self._parts.publisher.publish()
+            steps = [f"{step.kind} {step.subject}" for step in plan.changes]
+            await asyncio.to_thread(
+                self._parts.registry.record,
+                "config.apply",
+                self._info().config,
+                actor=actor,
+                at=at,
+                after={"steps": steps},
+            )
+            return plan
+
+    def _server_of(self, config: YardConfig) -> ServerConfig:
+        """The file's server section with what cannot change while it runs as it is."""
+        ours = self._parts.config.server
+        fixed = {"host": ours.host, "port": ours.port, "admin_host": ours.admin_host, "admin_port": ours.admin_port}
+        if self._parts.options.workers is not None:
+            fixed["workers"] = self._parts.options.workers
+        return config.server.model_copy(update=fixed)
+
+    async def _retire_engines(self, leaving: Iterable[str]) -> None:
+        """Give engines that will stop no new requests, and wait until they have answered what they have."""
+        gone = frozenset(leaving)
+        if not gone:
+            return
+        self._parts.publisher.leave_out(gone)
+        await self._parts.publisher.publish()
+        limit = time.monotonic() + self._parts.config.server.drain_s
+        while time.monotonic() < limit:
+            await self._parts.workers.ask()
+            if not any(inflight_of(self._parts.workers.statuses())[one] for one in gone):
+                return
+            await asyncio.sleep(EMPTY_STEP_S)

@@ -1,0 +1,426 @@
+"""The yard: everything of the control plane put together, from start to stop.
+
+Owns: the order in which parts start and stop, signals, the state directory's lock and `yard.json`. Never: what any part
+does. Killed at any moment it costs no request; started again it adopts the engines and workers that still run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import importlib.metadata
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from monitoring.cost import Prices
+from monitoring.gpu import open_reader
+from monitoring.metrics import EngineState as EngineGauge
+from monitoring.sampler import Sampler
+from monitoring.settle import HELD
+from registry.artifacts import ArtifactStore
+from registry.errors import NotFoundError, RegistryError
+from registry.ledger import Ledger
+from registry.state import StateDir, YardInfo
+from registry.store import Registry
+from registry.terminal import NotThereError, UserError
+from registry.usage import RequestRecord
+from serving.config import YardConfig, load
+from serving.control import snapshot
+from serving.control.accounts import Accounts, Live
+from serving.control.admin_api import create_app
+from serving.control.admin_server import AdminServer, bind
+from serving.control.apply import Applier, engine_environment, limits_of, traits_of
+from serving.control.changes import Changes
+from serving.control.desk import Desk, Parts
+from serving.control.ingest import Ingest
+from serving.control.lock import YardLock
+from serving.control.publish import Generations
+from serving.control.publisher import Publisher
+from serving.control.status import (
+    inflight_of,
+)
+from serving.control.ui import EngineState, Options, Ready, Ui
+from serving.control.workers import Workers, check_port_free
+from serving.engines.supervisor import ReplicaStatus, Supervisor
+from serving.router.protocol import Failure
+
+log = logging.getLogger("modelyard.yard")
+
+LOG_BYTES_MAX = 4 * 1024 * 1024
+PULSE_S = 1.0
+WAIT_STEP_S = 0.1
+EXTERNAL_WAIT_S = 5.0
+ENGINE_STOP_S = 10.0
+SETTLED_STATES = ("ready", "failed")
+
+
+class EngineStartError(NotThereError):
+    """No engine came up; says why, with its last log lines."""
+
+
+class Yard:
+    """One control plane on one state directory. `start`, then `stop`; both leave nothing half done."""
+
+    def __init__(
+        self, config: YardConfig, path: Path, state: StateDir, options: Options, ui: Ui, *, rng: random.Random
+    ) -> None:
+        self._config = with_options(config, options)
+        self.state = state
+        self._path = path
+        self._options = options
+        self._ui = ui
+        self._rng = rng
+        self._stack = contextlib.AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._external: frozenset[str] = frozenset()
+        self._pids: Mapping[int, str] = {}
+        self._live = Live()
+        self._devices: Mapping[str, str] = {}
+        self._device = "cpu"
+        self._adopted = 0
+        self._info = YardInfo(os.getpid(), "", "", str(path.absolute()), time.time())
+
+    # Start
+
+    async def start(self) -> None:
+        """Bring everything up and wait for the engines. Raises UserError or RegistryError; nothing is left then."""
+        try:
+            await self._open()
+            await self._bring_up()
+            await self._wait_for_engines()
+        except BaseException:
+            await self._stop_everything(0.0)
+            raise
+
+    async def _open(self) -> None:
+        """Lock, database, books: nothing runs yet."""
+        self.state.create()
+        self._stack.callback(YardLock.take(self.state.lock).release)
+        self._log_to_file()
+        registry = await asyncio.to_thread(Registry.open, self.state.database)
+        self._stack.callback(registry.close)
+        workers = Workers(self.state.workers, self.state.requests, on_failure=self._engine_failed, rng=self._rng)
+        supervisor = Supervisor(self.state.engines, on_change=self._engines_changed)
+        store = ArtifactStore(self.state.artifacts)
+        publisher = Publisher(
+            registry,
+            workers,
+            Generations(self.state.workers / "generation"),
+            replicas=supervisor.replicas,
+            without_stream_usage=self._without_stream_usage,
+        )
+        changes = Changes(
+            registry,
+            store,
+            publisher,
+            replicas=supervisor.replicas,
+            environment=engine_environment(self._path.parent),
+        )
+        sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
+        applier = Applier(registry, store, progress=self._ui.progress)
+        self.parts = Parts(
+            config=self._config,
+            options=self._options,
+            registry=registry,
+            applier=applier,
+            workers=workers,
+            supervisor=supervisor,
+            publisher=publisher,
+            changes=changes,
+            sampler=sampler,
+            accounts=accounts,
+        )
+        self.desk = Desk(self.parts, lambda: self._info)
+
+    async def _open_books(self, ledger: Ledger, workers: Workers) -> tuple[Sampler, Accounts]:
+        reader, why = await asyncio.to_thread(open_reader)
+        log.info("devices: %s%s", reader.kind, f" ({why})" if why else "")
+        self._device = (await asyncio.to_thread(reader.read, time.time()))[0].device
+        sampler = Sampler(reader, lambda: self._pids, resume_at=await asyncio.to_thread(ledger.cursor, HELD))
+
+        def collect(records: Sequence[RequestRecord]) -> None:
+            accounts.collect(records)
+
+        ingest = await asyncio.to_thread(
+            lambda: Ingest(self.state.requests, ledger, device_of=self._device_of, on_records=collect, meter=sampler)
+        )
+        accounts = Accounts(
+            ledger,
+            ingest,
+            sampler,
+            workers,
+            prices=lambda: Prices(**self.parts.config.prices.model_dump()),
+            live=lambda: self._live,
+            version=_own_version(),
+        )
+        return sampler, accounts
+
+    async def _bring_up(self) -> None:
+        """Ports, then definitions, then processes: what is most likely to be refused comes first."""
+        server = self.parts.config.server
+        listener = bind(server.admin_host, server.admin_port)
+        self._admin = AdminServer(create_app(self.desk, host=server.admin_host), listener)
+        self._stack.push_async_callback(self._admin.stop)
+        if not self.parts.workers.left_running():
+            check_port_free(server.host, server.port, "--port")
+        base = self._path.absolute().parent
+        plan, drafts = await asyncio.to_thread(self.parts.applier.prepare, self.parts.config, base, [], fetching=True)
+        await asyncio.to_thread(
+            self.parts.applier.register, plan, drafts, self.parts.config, actor=_user(), at=time.time()
+        )
+        wanted = await asyncio.to_thread(self.parts.applier.wanted, self.parts.config, base, running={})
+        self.parts.publisher.configure(traits_of(self.parts.config), limits_of(server))
+        self._adopted = await self.parts.workers.start(server.host, server.port, server.workers)
+        await self.parts.supervisor.apply(wanted)
+        await self._look()
+        await self.parts.publisher.publish()
+        await self._admin.start()
+        await self.parts.accounts.refill()
+        self.parts.sampler.start()
+        self.spawn(self._pulse())
+        self.spawn(self.parts.publisher.run())
+        url = f"http://{_shown(server.host)}:{self.parts.workers.port}"
+        admin_url = f"http://{_shown(server.admin_host)}:{listener.getsockname()[1]}"
+        self._info = replace(self._info, url=url, admin_url=admin_url)
+        self.state.write_yard(self._info)
+
+    async def _wait_for_engines(self) -> None:
+        """Until every engine is ready or failed. Raises EngineStartError where none can answer."""
+        began = time.monotonic()
+        while True:
+            replicas = self.parts.supervisor.replicas()
+            self._ui.engines([_engine_state(one) for one in replicas])
+            waited_s = time.monotonic() - began
+            pending = [one for one in replicas if one.state not in SETTLED_STATES]
+            patient = any(one.kind != "external" for one in pending) or waited_s < EXTERNAL_WAIT_S
+            if not pending or not patient or waited_s > self._options.ready_timeout_s:
+                break
+            await asyncio.sleep(WAIT_STEP_S)
+        failed = [one for one in replicas if one.state == "failed"]
+        if replicas and len(failed) == len(replicas):
+            raise EngineStartError("no engine came up: " + "; ".join(self._last_words(one) for one in failed))
+        await self.parts.publisher.publish()
+        self._ui.ready(
+            Ready(
+                url=self._info.url,
+                admin_url=self._info.admin_url,
+                models={name: list(model.versions) for name, model in self.parts.config.models.items()},
+                adopted_workers=self._adopted,
+                failed=[_engine_state(one) for one in failed],
+            )
+        )
+
+    def _last_words(self, replica: ReplicaStatus) -> str:
+        lines = self.parts.supervisor.log_tail(replica.id, 5)
+        tail = "".join(f"\n    {line}" for line in lines)
+        return f"{replica.id}: {replica.last_error}{tail}"
+
+    # Stop
+
+    async def stop(self, force: asyncio.Event | None = None) -> None:
+        """Finish what is in flight, within `server.drain_s`, then stop everything. `force` cuts that short."""
+        stopping = asyncio.create_task(self._stop_everything(self.parts.config.server.drain_s))
+        forced = asyncio.create_task((force or asyncio.Event()).wait())
+        await asyncio.wait({stopping, forced}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await self.parts.workers.kill()
+        await stopping
+        forced.cancel()
+
+    async def _stop_everything(self, drain_s: float) -> None:
+        """In the order of the requests: routers first, then engines, then the books are closed."""
+        if hasattr(self, "parts"):
+            await self.parts.workers.stop(drain_s)
+            await self.parts.supervisor.stop(ENGINE_STOP_S if drain_s > 0 else 1.0)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.to_thread(self.parts.sampler.stop)
+            try:
+                await self.parts.accounts.step(settle_now=True)
+            except RegistryError:
+                log.exception("the last requests are not counted yet; the next start counts them")
+            self.state.yard_json.unlink(missing_ok=True)
+        await self._stack.aclose()
+
+    # While it runs
+
+    async def _pulse(self) -> None:
+        """Once a second: look at everything, count what is new. What fails is told and tried again."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            try:
+                await self._look()
+                await self.parts.accounts.step()
+            except Exception:
+                log.exception("a pulse failed; trying again")
+
+    async def _look(self) -> None:
+        """Note what is registered and what runs, for the metrics and the sampler."""
+        known = await asyncio.to_thread(snapshot.take, self.parts.registry)
+        replicas = self.parts.supervisor.replicas()
+        inflight = inflight_of(self.parts.workers.statuses())
+        self._external = frozenset(
+            str(version.ref)
+            for model in known.values()
+            for version in model.versions.values()
+            if version.manifest.engine == "external"
+        )
+        self._engines_seen(replicas)
+        served = [known[name] for name in self.parts.config.models if name in known]
+        self._live = Live(
+            engines=[
+                EngineGauge(one.model, one.label, one.id, one.state == "ready", one.restarts, inflight[one.id])
+                for one in replicas
+            ],
+            versions=[
+                (model.name, label)
+                for model in served
+                for label, version in model.versions.items()
+                if version.retired_at is None
+            ],
+            weights={
+                (model.name, label): weight
+                for model in served
+                if model.route
+                for label, weight in model.route.weights.items()
+            },
+            revisions={model.name: model.route.revision for model in served if model.route},
+            generation=self.parts.publisher.table.generation if self.parts.publisher.table else 0,
+        )
+
+    def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
+        self._pids = {one.pid: f"{one.model}@{one.label}" for one in replicas if one.pid}
+        self._devices = {one.id: one.device for one in replicas if one.device}
+
+    def _engines_changed(self) -> None:
+        self._engines_seen(self.parts.supervisor.replicas())
+        self.parts.publisher.mark()
+
+    def _engine_failed(self, failure: Failure) -> None:
+        """A worker saw an engine fail: look at it now, not at the next round."""
+        log.info("worker saw %s fail: %s", failure.replica, failure.error)
+        self.spawn(self._nudge(failure.replica))
+
+    async def _nudge(self, replica: str) -> None:
+        try:
+            await self.parts.supervisor.nudge(replica)
+        except (NotFoundError, KeyError):
+            log.info("%s is gone already", replica)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(lambda done: self._tasks.remove(done) if done in self._tasks else None)
+
+    def _device_of(self, replica: str) -> str | None:
+        """The device whose time a replica's requests took; None for an engine that somebody else runs."""
+        if replica.rpartition("/")[0] in self._external:
+            return None
+        return self._devices.get(replica, self._device)
+
+    def _without_stream_usage(self) -> frozenset[str]:
+        return frozenset(
+            one.id
+            for one in self.parts.supervisor.replicas()
+            if one.capabilities is not None and not one.capabilities.stream_usage
+        )
+
+    def _log_to_file(self) -> None:
+        """The control plane's own log, in the state directory."""
+        handler = RotatingFileHandler(self.state.root / "yard.log", maxBytes=LOG_BYTES_MAX, backupCount=1)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        parent = logging.getLogger("modelyard")
+        parent.setLevel(logging.INFO)
+        parent.addHandler(handler)
+        self._stack.callback(handler.close)
+        self._stack.callback(parent.removeHandler, handler)
+
+    async def reload(self) -> None:
+        """Apply the file that the yard was started with again (SIGHUP). What is wrong with it is told, not raised."""
+        try:
+            config = await asyncio.to_thread(load, self._path)
+            plan = await self.desk.apply(config, self._path.absolute().parent, actor=_user(), dry_run=False)
+        except (UserError, RegistryError) as error:
+            log.warning("the configuration was not applied: %s", error)
+            self._ui.say(f"the configuration was not applied: {error}")
+            return
+        changes = "; ".join(f"{step.kind} {step.subject}" for step in plan.changes)
+        self._ui.say(f"the configuration is applied: {changes or 'nothing changed'}")
+
+
+async def run(path: Path, state: StateDir, options: Options, ui: Ui) -> None:
+    """Start a yard from the configuration at `path`, serve until SIGINT or SIGTERM, stop it.
+
+    SIGHUP applies the file again; a second SIGINT or SIGTERM cuts the stop short. Raises UserError or RegistryError,
+    one sentence each.
+    """
+    config = load(path)
+    yard = Yard(config, path, state, options, ui, rng=random.Random())  # noqa: S311 - jitter, not secrets
+    stop, force = asyncio.Event(), asyncio.Event()
+
+    def asked_to_stop() -> None:
+        (force if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_stop)
+    starting = asyncio.create_task(yard.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            ui.stopping("stopping before everything was up")
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        await starting
+        loop.add_signal_handler(signal.SIGHUP, lambda: yard.spawn(yard.reload()))
+        await stopping
+        ui.stopping("finishing what is in flight; Ctrl-C again to stop at once")
+        await yard.stop(force)
+    finally:
+        stopping.cancel()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def with_options(config: YardConfig, options: Options) -> YardConfig:
+    """The configuration with what the command line says over it."""
+    said = {"host": options.host, "port": options.port, "admin_port": options.admin_port, "workers": options.workers}
+    given = {name: value for name, value in said.items() if value is not None}
+    return config.model_copy(update={"server": config.server.model_copy(update=given)})
+
+
+def _engine_state(replica: ReplicaStatus) -> EngineState:
+    return EngineState(replica.id, replica.state, replica.last_error)
+
+
+def _shown(host: str) -> str:
+    """The host as a client on this machine writes it in a URL."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _user() -> str:
+    try:
+        return os.environ.get("MODELYARD_ACTOR") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("modelyard")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
