@@ -3,7 +3,7 @@
 Owns: where a suite is looked for, reading its YAML and its cases, and errors that name the file, the line and what to
 write instead. Never: what a case means (suite.py) or what its answer is worth (scorers).
 
-Cases are read through `datasets`, streamed, so that nothing is copied into a cache first. JSONL is taken line by line:
+Cases are read through `datasets`, in its streaming mode, so that nothing is copied into a cache first. JSONL is taken line by line:
 an error can then name its line, and targets of mixed types stay what they are.
 """
 
@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from eval import scorers
-from eval.errors import SuiteError, need
+from eval.errors import MissingExtraError, SuiteError, need
 from eval.suite import Case, Message, ScorerSpec, Suite, SuiteFile, duplicates
 
 CONFIGS_VARIABLE: Final = "MODELYARD_CONFIGS"
@@ -135,18 +135,16 @@ def _file_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, 
         raise SuiteError(f"{path}: cases of the kind {data.suffix!r} cannot be read: use .jsonl, .csv or .parquet")
     if not data.is_file():
         raise SuiteError(f"{path}: the cases {data} are not there")
-    rows = _stream(builder, cache, data_files=str(data), split="train")
     try:
-        for number, row in enumerate(rows, start=1):
-            where = f"{data} line {number}" if builder == "text" else f"{data} row {number}"
-            if builder != "text":
-                yield where, row
-            elif row["text"].strip():
-                yield where, _json_line(row["text"], where)
+        rows = _read(builder, cache, data_files=str(data), split="train")
     except (ValueError, OSError) as error:
-        if isinstance(error, SuiteError):
-            raise
         raise SuiteError(f"{data} cannot be read: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        if builder != "text":
+            yield f"{data} row {number}", row
+        elif row["text"].strip():
+            where = f"{data} line {number}"
+            yield where, _json_line(row["text"], where)
 
 
 def _json_line(text: str, where: str) -> dict[str, Any]:
@@ -168,11 +166,8 @@ def _hub_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, d
             "unset it, or export the data to a JSONL file beside the suite"
         )
     try:
-        rows = _stream(spec.hub, cache, name=spec.config, split=spec.split, revision=spec.revision)
-        for number, row in enumerate(rows, start=1):
-            row.setdefault("id", f"{spec.split}-{number:05d}")
-            yield f"{spec.hub} row {number}", row
-    except SuiteError:
+        rows = _read(spec.hub, cache, name=spec.config, split=spec.split, revision=spec.revision)
+    except MissingExtraError:
         raise
     except Exception as error:  # the hub's client raises many kinds, from DNS to 404
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -180,14 +175,17 @@ def _hub_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, d
             f"{path}: the data set {spec.hub} cannot be loaded ({reason}): check the name and the connection, "
             "or use a JSONL file beside the suite"
         ) from error
+    for number, row in enumerate(rows, start=1):
+        row.setdefault("id", f"{spec.split}-{number:05d}")
+        yield f"{spec.hub} row {number}", row
 
 
-def _stream(builder: str, cache: Path, **options: Any) -> Iterable[dict[str, Any]]:
+def _read(builder: str, cache: Path, **options: Any) -> list[dict[str, Any]]:
+    """Every row, read to the end before any is looked at: `datasets` closes its files only there."""
     datasets = need("datasets")
     datasets.disable_progress_bars()
     cache.mkdir(parents=True, exist_ok=True)
-    rows: Iterable[dict[str, Any]] = datasets.load_dataset(builder, streaming=True, cache_dir=str(cache), **options)
-    return rows
+    return list(datasets.load_dataset(builder, streaming=True, cache_dir=str(cache), **options))
 
 
 def _case(raw: dict[str, Any], file: SuiteFile, where: str) -> Case:
