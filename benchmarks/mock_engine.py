@@ -2,8 +2,8 @@
 
     python benchmarks/mock_engine.py --port 9101 --events 64 --gap-s 0.01
 
-A whole answer has 100 completion tokens; a stream has `--events` events, one write each, `--gap-s` apart, then usage where
-it is asked for. Never: used in tests of correctness (tests/engines/fake_engine.py is for those).
+A whole answer has 100 completion tokens; a stream has `--events` events, one write each, `--gap-s` apart, then usage
+where it is asked for. Never: used in tests of correctness (tests/engines/fake_engine.py is for those).
 """
 
 from __future__ import annotations
