@@ -44,7 +44,7 @@ def fetch(source: FileSource, store: ArtifactStore, work: Path, known: Stamp, pr
     try:
         for name, seen in sorted(known.items()):
             path = source.path if single else source.path / name
-            sha256, size = store.absorb(_chunks(path), work, progress)
+            sha256, size = store.absorb(_chunks(path, seen[0]), work, progress)
             if _stat(path) != seen or size != seen[0]:
                 raise ArtifactError(f"{path} changed while it was read", remedy="try again once it is complete")
             role = "model" if single else name
@@ -73,7 +73,9 @@ def _stat(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, expected: int) -> Iterator[bytes]:
+    """The file's bytes; of one that grows meanwhile no more than shows that it does."""
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        while expected >= 0 and (chunk := file.read(CHUNK_BYTES)):
+            expected -= len(chunk)
             yield chunk
