@@ -1,0 +1,47 @@
+"""`modelyard audit`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from registry import terminal
+from serving.commands import render
+from serving.commands.client import AdminClient
+from serving.commands.options import AdminUrl, Json, StateDirectory, application
+
+app = application()
+
+
+@app.command()
+def audit(
+    subject: Annotated[str, typer.Argument(metavar="[SUBJECT]", help="Only this model or version.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many, newest first.")] = 20,
+    as_json: Json = False,
+    admin_url: AdminUrl = None,
+    state_dir: StateDirectory = None,
+) -> None:
+    """Who changed what, and when.
+
+    \b
+    Examples:
+      modelyard audit
+      modelyard audit assistant --limit 5 --json
+    """
+    found = AdminClient.find(admin_url, state_dir).get("audit", limit=limit, subject=subject)
+    if as_json:
+        terminal.print_json(found)
+        return
+    rows = [
+        (
+            render.moment(one["at"]),
+            render.escaped(one["actor"]),
+            one["action"],
+            render.escaped(one["subject"]),
+            render.escaped(render.brief(one["before"]))[:60],
+            render.escaped(render.brief(one["after"]))[:60],
+        )
+        for one in found
+    ]
+    render.show(render.table(("when", "by", "action", "subject", "before", "after"), rows))

@@ -1,0 +1,108 @@
+"""The admin API as the commands see it: JSON in, JSON out, and every failure one sentence.
+
+Owns: finding the yard, HTTP to it, turning its errors into exit codes. Never: what is asked. The standard library's
+HTTP client, because importing httpx takes 300 ms and a command should not.
+"""
+
+from __future__ import annotations
+
+import getpass
+import http.client
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from registry.state import ADMIN_URL_VARIABLE, StateDir
+from registry.terminal import NotThereError, UserError
+
+START = "start one with `modelyard up configs/quickstart.yaml`"
+
+
+class AdminClient:
+    """Requests to one admin API."""
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"the admin URL {url!r} is not of the form http://HOST:PORT")
+        self.url = url.rstrip("/")
+        self._secure = parts.scheme == "https"
+        self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def find(cls, admin_url: str | None, state_dir: Path | str | None, *, timeout_s: float = 30.0) -> AdminClient:
+        """The yard that is named, else the environment's, else the state directory's."""
+        given = admin_url or os.environ.get(ADMIN_URL_VARIABLE)
+        if given:
+            return cls(given, timeout_s=timeout_s)
+        state = StateDir.find(state_dir)
+        yard = state.read_yard()
+        if yard is None:
+            raise NotThereError(f"no yard has run in {shown(state.root)}: {START}, or name another with --state-dir")
+        return cls(yard.admin_url, timeout_s=timeout_s)
+
+    def get(self, *path: str, **query: Any) -> Any:
+        """The JSON at /admin/v1/PATH."""
+        return self.send("GET", *path, query=query)
+
+    def send(self, method: str, *path: str, query: dict[str, Any] | None = None, body: Any = None) -> Any:
+        """Ask and return the JSON of the answer. Raises NotThereError or UserError."""
+        target = self._prefix + "/admin/v1/" + "/".join(quote(part, safe="") for part in path)
+        wanted = {key: value for key, value in (query or {}).items() if value not in (None, "")}
+        if wanted:
+            target += "?" + urlencode(wanted)
+        headers = {"accept": "application/json", "x-modelyard-actor": actor()}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["content-type"] = "application/json"
+        status, content = self._exchange(method, target, data, headers)
+        try:
+            value = json.loads(content) if content else None
+        except ValueError:
+            raise NotThereError(f"what answers at {self.url} is no admin API of Modelyard (status {status})") from None
+        if status >= 400:
+            raise self._error(status, value)
+        return value
+
+    def _exchange(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=self._timeout_s)
+        try:
+            connection.request(method, target, body=data, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        except TimeoutError:
+            raise NotThereError(f"the admin API at {self.url} did not answer within {self._timeout_s:g} s") from None
+        except (OSError, http.client.HTTPException):
+            raise NotThereError(f"no yard answers at {self.url}: {START}") from None
+        finally:
+            connection.close()
+
+    def _error(self, status: int, value: Any) -> UserError:
+        found = value.get("error") if isinstance(value, dict) else None
+        message = found.get("message") if isinstance(found, dict) else None
+        if message is None:
+            return NotThereError(f"what answers at {self.url} is no admin API of Modelyard (status {status})")
+        if status >= 500:
+            return NotThereError(f"the control plane could not do it: {message}")
+        return UserError(str(message))
+
+
+def actor() -> str:
+    """Who is asking, for the audit: the user's name on this machine."""
+    try:
+        return os.environ.get("MODELYARD_ACTOR") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would write it: relative where it lies below the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

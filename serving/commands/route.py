@@ -1,0 +1,143 @@
+"""`modelyard route`: how a model's traffic is divided.
+
+Owns: reading weights from the command line, showing routes. Never: dividing buckets (the control plane does).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from registry import terminal
+from registry.terminal import UserError
+from serving.commands import render
+from serving.commands.client import AdminClient
+from serving.commands.options import AdminUrl, Json, StateDirectory, group
+
+app = group("How a model's traffic is divided: set, show, history.")
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model's public name, e.g. assistant.")]
+
+
+def pairs(given: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` arguments as a mapping. Raises UserError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise UserError(f"{text!r} is not of the form NAME=VALUE, e.g. v1=9000")
+        if name in found:
+            raise UserError(f"{name!r} is given twice: give every name once")
+        found[name] = value
+    return found
+
+
+def parse_weights(given: list[str]) -> dict[str, int]:
+    """`v1=9000 v2=1000`, or all in per cent: `v1=90% v2=10%`. Raises UserError."""
+    found: dict[str, int] = {}
+    for label, text in pairs(given).items():
+        try:
+            points = float(text.removesuffix("%")) * (100 if text.endswith("%") else 1)
+        except ValueError:
+            points = -1.0
+        if points < 0 or points != int(points):
+            raise UserError(f"the weight of {label} is {text!r}: give basis points like 9000, or per cent like 90%")
+        found[label] = int(points)
+    total = sum(found.values())
+    if total != 10_000:
+        raise UserError(f"the weights sum to {total}: they must sum to 10000 basis points (100%)")
+    return found
+
+
+def changed_text(answer: dict[str, Any]) -> str:
+    """What a change of route did, in a line."""
+    route = answer["route"]
+    text = (
+        f"{route['model']}  route {route['revision']}: {render.weights(route['weights'])}  "
+        f"(in force after {answer['applied_ms']:.0f} ms; {answer['moved_buckets'] / 100:g}% of keys moved)"
+    )
+    if answer.get("waiting_for"):
+        text += f"\n! not confirmed yet by {', '.join(answer['waiting_for'])}: they follow when they can be reached"
+    return text
+
+
+@app.command("set")
+def set_route(
+    model: Model,
+    weights: Annotated[list[str], typer.Argument(metavar="LABEL=WEIGHT", help="Basis points summing to 10000.")],
+    force: Annotated[bool, typer.Option("--force", help="Also towards a version that has no ready engine.")] = False,
+    as_json: Json = False,
+    admin_url: AdminUrl = None,
+    state_dir: StateDirectory = None,
+) -> None:
+    """Divide a model's traffic anew. Answers once every router worker serves by it; streams in flight go on.
+
+    \b
+    Examples:
+      modelyard route set assistant v1=9000 v2=1000
+      modelyard route set assistant v1=50% v2=50%
+    """
+    body = {"weights": parse_weights(weights), "force": force}
+    answer = AdminClient.find(admin_url, state_dir).send("PUT", "models", model, "route", body=body)
+    terminal.print_json(answer) if as_json else render.show(changed_text(answer))
+
+
+@app.command("show")
+def show(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="One model; all of them without it.")] = "",
+    as_json: Json = False,
+    admin_url: AdminUrl = None,
+    state_dir: StateDirectory = None,
+) -> None:
+    """The route in force.
+
+    \b
+    Examples:
+      modelyard route show
+      modelyard route show assistant --json
+    """
+    client = AdminClient.find(admin_url, state_dir)
+    names = [model] if model else [one["model"] for one in client.get("models") if one["route"]]
+    found = [client.get("models", name, "route") for name in names]
+    if as_json:
+        terminal.print_json(found[0] if model else found)
+        return
+    for route in found:
+        sticky = ", ".join(route["sticky"]) or "nothing"
+        fallback = f"; falls back to {', '.join(route['fallback'])}" if route["fallback"] else ""
+        render.show(
+            f"[bold]{route['model']}[/]  route {route['revision']}: {render.weights(route['weights'])}\n"
+            f"  sticky by {sticky}{fallback}; set by {render.escaped(route['created_by'])} "
+            f"at {render.moment(route['created_at'])}"
+        )
+
+
+@app.command("history")
+def history(
+    model: Model,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many, newest first.")] = 20,
+    as_json: Json = False,
+    admin_url: AdminUrl = None,
+    state_dir: StateDirectory = None,
+) -> None:
+    """Earlier revisions of a route; `modelyard rollback MODEL --to N` brings one back.
+
+    \b
+    Example:
+      modelyard route history assistant
+    """
+    found = AdminClient.find(admin_url, state_dir).get("models", model, "route", "history", limit=limit)
+    if as_json:
+        terminal.print_json(found)
+        return
+    rows = [
+        (
+            str(route["revision"]),
+            render.weights(route["weights"]),
+            f"brought back {route['restores']}" if route["restores"] else "",
+            render.moment(route["created_at"]),
+            render.escaped(route["created_by"]),
+        )
+        for route in found
+    ]
+    render.show(render.table((">revision", "weights", "", "when", "by"), rows))

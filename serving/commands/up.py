@@ -1,0 +1,64 @@
+"""`modelyard up`: a yard in the foreground.
+
+Owns: its options. Never: what a yard does (serving.control.yard), drawing (screen).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.commands.options import StateDirectory, application
+
+app = application()
+
+
+@app.command()
+def up(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration file.")],
+    host: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the router listens [config].")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="The router's port; 0 takes any [config].")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The admin API's port; 0 takes any [config].")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Router worker processes [config].")] = None,
+    ready_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="How long to wait for the engines.")
+    ] = 600.0,
+    state_dir: StateDirectory = None,
+) -> None:
+    """Start engines, router and admin API from a configuration, and stay in the foreground.
+
+    Fetches what is missing, registers the versions and waits until their engines answer. Ctrl-C finishes the requests
+    in flight and stops everything; a second one stops at once. Options win over the configuration.
+
+    \b
+    Examples:
+      modelyard up configs/quickstart.yaml
+      modelyard up configs/quickstart.yaml --port 9000 --admin-port 9001 --state-dir /var/lib/modelyard
+    """
+    import asyncio  # noqa: PLC0415 - all of this costs over a second
+    import logging  # noqa: PLC0415
+
+    from registry.errors import RegistryError  # noqa: PLC0415
+    from registry.state import StateDir  # noqa: PLC0415
+    from registry.terminal import UserError  # noqa: PLC0415
+    from serving.commands.screen import LOUD_LOGGERS, Screen, ScreenLog  # noqa: PLC0415
+    from serving.control.ui import Options  # noqa: PLC0415
+    from serving.control.yard import run  # noqa: PLC0415
+
+    screen = Screen(state_dir=state_dir)
+    logger, handler = logging.getLogger(LOUD_LOGGERS), ScreenLog(screen)
+    logger.addHandler(handler)
+    logger.propagate = False
+    options = Options(host=host, port=port, admin_port=admin_port, workers=workers, ready_timeout_s=ready_timeout)
+    try:
+        asyncio.run(run(config, StateDir.find(state_dir), options, screen))
+    except RegistryError as error:
+        raise UserError(str(error)) from error
+    finally:
+        screen.close()
+        logger.removeHandler(handler)
+    screen.stopped()
