@@ -12,8 +12,8 @@ from pathlib import Path
 
 from registry.artifacts import ArtifactStore, Progress
 from registry.config import ModelConfig, VersionConfig
-from registry.manifest import Manifest
-from registry.models import Version, VersionRef
+from registry.manifest import Manifest, digest
+from registry.models import VersionRef
 from registry.store import Registry
 from registry.terminal import NotThereError, UserError
 from serving.config import ServerConfig, YardConfig
@@ -71,11 +71,14 @@ class Applier:
         drafts = resolver.drafts(config.models)
         return plan(config.models, drafts, known, running), drafts
 
-    def register(self, made: Plan, drafts: Sequence[Draft], config: YardConfig, *, actor: str, at: float) -> None:
+    def register(
+        self, made: Plan, drafts: Sequence[Draft], config: YardConfig, base: Path, *, actor: str, at: float
+    ) -> None:
         """Register what is new, and give new models their first route and aliases. Raises RefusedError or
         RegistryError; what was registered until then stays, and is found there by the next attempt."""
         if made.refusals:
             raise RefusedError("; ".join(refusal.message for refusal in made.refusals))
+        self._check_new(made, drafts, config, base)
         for draft in drafts:
             self._registry.register(draft.ref.model, draft.ref.label, draft.manifest, author=actor, at=at)
         for name, model in config.models.items():
@@ -84,6 +87,23 @@ class Applier:
             for alias, label in model.aliases.items():
                 if alias not in aliases:
                     self._registry.set_alias(name, alias, label, actor=actor, at=at)
+
+    def _check_new(self, made: Plan, drafts: Sequence[Draft], config: YardConfig, base: Path) -> None:
+        """Have the engines look at versions that nobody has started yet: what they refuse is not registered."""
+        new = {step.subject for step in made.steps if step.kind == "register"}
+        for draft in drafts:
+            if str(draft.ref) in new:
+                version = config.models[draft.ref.model].versions[draft.ref.label]
+                files = self._files(draft.manifest, digest(draft.manifest), str(draft.ref), verify=False)
+                wanted = EngineVersion(
+                    ref=draft.ref,
+                    digest=digest(draft.manifest),
+                    manifest=draft.manifest,
+                    files=files,
+                    python=interpreter(version, base),
+                    authorization=authorization(draft.ref, version),
+                )
+                kind(draft.manifest.engine).check(wanted)
 
     def _set_route(self, name: str, model: ModelConfig, actor: str, at: float) -> None:
         """A first route where there is none; otherwise only who takes over and how keys are found."""
@@ -115,7 +135,7 @@ class Applier:
                 registered = self._registry.version(name, label)
                 ids = [f"{registered.ref}/{index}" for index in range(version.replicas)]
                 fresh = any(running.get(one) != registered.digest for one in ids)
-                files = self._files(registered, verify=fresh)
+                files = self._files(registered.manifest, registered.digest, str(registered.ref), verify=fresh)
                 found += [
                     EngineVersion(
                         ref=registered.ref,
@@ -130,13 +150,13 @@ class Applier:
                 ]
         return found
 
-    def _files(self, version: Version, *, verify: bool) -> tuple[Path, ...]:
-        """The version's files under their own names, in the manifest's order."""
-        folder = self._store.root / "versions" / version.digest.removeprefix("sha256:")[:32]
-        artifacts = version.manifest.artifacts
+    def _files(self, manifest: Manifest, name: str, shown: str, *, verify: bool) -> tuple[Path, ...]:
+        """The files of the version with the digest `name`, under their own names, in the manifest's order."""
+        folder = self._store.root / "versions" / name.removeprefix("sha256:")[:32]
+        artifacts = manifest.artifacts
         if verify and artifacts:
             progress = self._progress()
-            progress.start(f"Verifying {version.ref}", sum(artifact.size_bytes for artifact in artifacts))
+            progress.start(f"Verifying {shown}", sum(artifact.size_bytes for artifact in artifacts))
             try:
                 for artifact in artifacts:
                     self._store.verify(artifact)

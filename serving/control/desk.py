@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,16 +136,14 @@ class Desk:
             if dry_run:
                 return plan
             at = time.time()
-            await asyncio.to_thread(self._parts.applier.register, plan, drafts, config, actor=actor, at=at)
+            await asyncio.to_thread(self._parts.applier.register, plan, drafts, config, base, actor=actor, at=at)
             traits = traits_of(config)
             there = {one.id: one.digest for one in running}
             wanted = await asyncio.to_thread(self._parts.applier.wanted, config, base, running=there)
             self._parts.config = config
             self._parts.publisher.configure(traits, limits_of(config.server))
-            await self._retire_engines(there.keys() - {one.id for one in wanted})
             await self._parts.workers.resize(config.server.workers)
-            await self._parts.supervisor.apply(wanted)
-            self._parts.publisher.leave_out(frozenset())
+            await self._parts.supervisor.apply(wanted, drain=self._emptied)
             await self._parts.publisher.publish()
             steps = [f"{step.kind} {step.subject}" for step in plan.changes]
             await asyncio.to_thread(
@@ -166,16 +164,12 @@ class Desk:
             fixed["workers"] = self._parts.options.workers
         return config.server.model_copy(update=fixed)
 
-    async def _retire_engines(self, leaving: Iterable[str]) -> None:
-        """Give engines that will stop no new requests, and wait until they have answered what they have."""
-        gone = frozenset(leaving)
-        if not gone:
-            return
-        self._parts.publisher.leave_out(gone)
+    async def _emptied(self, replica: str) -> None:
+        """Give an engine that will stop no new requests, and wait until it has answered those it has, within bounds."""
         await self._parts.publisher.publish()
         limit = time.monotonic() + self._parts.config.server.drain_s
         while time.monotonic() < limit:
             await self._parts.workers.ask()
-            if not any(inflight_of(self._parts.workers.statuses())[one] for one in gone):
+            if not inflight_of(self._parts.workers.statuses())[replica]:
                 return
             await asyncio.sleep(EMPTY_STEP_S)

@@ -40,7 +40,6 @@ class Publisher:
         self._without_stream_usage = without_stream_usage
         self._traits: Mapping[str, ModelTraits] = {}
         self._limits = Limits()
-        self._leaving: frozenset[str] = frozenset()
         self._table: Table | None = None
         self._marked = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -53,10 +52,6 @@ class Publisher:
     def configure(self, traits: Mapping[str, ModelTraits], limits: Limits) -> None:
         """What the configuration in force says; takes effect with the next table."""
         self._traits, self._limits = traits, limits
-
-    def leave_out(self, replicas: frozenset[str]) -> None:
-        """These replicas get no new requests from the next table on."""
-        self._leaving = replicas
 
     def mark(self) -> None:
         """Something changed: publish soon."""
@@ -81,7 +76,7 @@ class Publisher:
             self._generations.seen(self._workers.generation_seen)
             table = build_table(
                 snapshot,
-                [one for one in self._replicas() if one.id not in self._leaving],
+                self._replicas(),
                 traits=self._traits,
                 limits=self._limits,
                 generation=0,

@@ -19,7 +19,7 @@ from registry.models import Version
 from serving.control.admin_models import DeviceView, ModelStatus, ReplicaView, VersionStatus, WorkerView
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 from serving.control.workers import WorkerStatus
-from serving.engines.supervisor import ReplicaStatus
+from serving.engines.replica import ReplicaStatus
 
 STATES = ("ready", "draining", "starting", "backoff", "failed", "stopped")
 """From the best to the worst: a version is in the best state of its replicas."""
@@ -48,18 +48,18 @@ def replica_view(status: ReplicaStatus, inflight: int) -> ReplicaView:
         state=status.state,
         host=status.host,
         port=status.port,
-        pid=status.pid,
+        pid=status.pid or None,
         since=status.since,
         restarts=status.restarts,
         last_error=status.last_error,
         digest=status.digest,
-        device=status.device,
+        device=status.device or None,
         served_names=list(status.served_names),
         capabilities=msgspec.to_builtins(status.capabilities) if status.capabilities is not None else None,
         inflight=inflight,
-        resident_bytes=status.rss,
-        cpu_time_s=status.cpu_time_s,
-        log_path=str(status.log_path),
+        resident_bytes=status.rss if status.pid else None,
+        cpu_time_s=status.cpu_time_s if status.pid else None,
+        log_path=status.log_path,
     )
 
 

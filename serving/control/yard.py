@@ -50,7 +50,8 @@ from serving.control.status import (
 )
 from serving.control.ui import EngineState, Options, Ready, Ui
 from serving.control.workers import Workers, check_port_free
-from serving.engines.supervisor import ReplicaStatus, Supervisor
+from serving.engines.replica import ReplicaStatus
+from serving.engines.supervisor import Supervisor
 from serving.router.protocol import Failure
 
 log = logging.getLogger("modelyard.yard")
@@ -59,6 +60,8 @@ LOG_BYTES_MAX = 4 * 1024 * 1024
 PULSE_S = 1.0
 WAIT_STEP_S = 0.1
 EXTERNAL_WAIT_S = 5.0
+ADOPTION_S = 11.0
+"""Longer than an engine that was found running may take to answer."""
 ENGINE_STOP_S = 10.0
 SETTLED_STATES = ("ready", "failed")
 
@@ -84,9 +87,9 @@ class Yard:
         self._external: frozenset[str] = frozenset()
         self._pids: Mapping[int, str] = {}
         self._live = Live()
-        self._devices: Mapping[str, str] = {}
         self._device = "cpu"
         self._adopted = 0
+        self._forced = False
         self._info = YardInfo(os.getpid(), "", "", str(path.absolute()), time.time())
 
     # Start
@@ -175,12 +178,14 @@ class Yard:
         base = self._path.absolute().parent
         plan, drafts = await asyncio.to_thread(self.parts.applier.prepare, self.parts.config, base, [], fetching=True)
         await asyncio.to_thread(
-            self.parts.applier.register, plan, drafts, self.parts.config, actor=_user(), at=time.time()
+            self.parts.applier.register, plan, drafts, self.parts.config, base, actor=_user(), at=time.time()
         )
         wanted = await asyncio.to_thread(self.parts.applier.wanted, self.parts.config, base, running={})
         self.parts.publisher.configure(traits_of(self.parts.config), limits_of(server))
         self._adopted = await self.parts.workers.start(server.host, server.port, server.workers)
         await self.parts.supervisor.apply(wanted)
+        if self._adopted:
+            await self._wait_for_adoption()
         await self._look()
         await self.parts.publisher.publish()
         await self._admin.start()
@@ -192,6 +197,15 @@ class Yard:
         admin_url = f"http://{_shown(server.admin_host)}:{listener.getsockname()[1]}"
         self._info = replace(self._info, url=url, admin_url=admin_url)
         self.state.write_yard(self._info)
+
+    async def _wait_for_adoption(self) -> None:
+        """Adopted workers serve by their last table: it is the better one until it is known which engines run."""
+        limit = time.monotonic() + ADOPTION_S
+        while time.monotonic() < limit:
+            replicas = self.parts.supervisor.replicas()
+            if not any(one.state == "starting" and (one.adopted or not one.pid) for one in replicas):
+                return
+            await asyncio.sleep(WAIT_STEP_S / 5)
 
     async def _wait_for_engines(self) -> None:
         """Until every engine is ready or failed. Raises EngineStartError where none can answer."""
@@ -207,7 +221,7 @@ class Yard:
             await asyncio.sleep(WAIT_STEP_S)
         failed = [one for one in replicas if one.state == "failed"]
         if replicas and len(failed) == len(replicas):
-            raise EngineStartError("no engine came up: " + "; ".join(self._last_words(one) for one in failed))
+            raise EngineStartError("no engine came up: " + "; ".join(f"{one.id}: {one.last_error}" for one in failed))
         await self.parts.publisher.publish()
         self._ui.ready(
             Ready(
@@ -215,14 +229,10 @@ class Yard:
                 admin_url=self._info.admin_url,
                 models={name: list(model.versions) for name, model in self.parts.config.models.items()},
                 adopted_workers=self._adopted,
+                adopted_engines=sum(one.adopted for one in replicas),
                 failed=[_engine_state(one) for one in failed],
             )
         )
-
-    def _last_words(self, replica: ReplicaStatus) -> str:
-        lines = self.parts.supervisor.log_tail(replica.id, 5)
-        tail = "".join(f"\n    {line}" for line in lines)
-        return f"{replica.id}: {replica.last_error}{tail}"
 
     # Stop
 
@@ -232,6 +242,7 @@ class Yard:
         forced = asyncio.create_task((force or asyncio.Event()).wait())
         await asyncio.wait({stopping, forced}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
+            self._forced = True
             await self.parts.workers.kill()
         await stopping
         forced.cancel()
@@ -240,7 +251,7 @@ class Yard:
         """In the order of the requests: routers first, then engines, then the books are closed."""
         if hasattr(self, "parts"):
             await self.parts.workers.stop(drain_s)
-            await self.parts.supervisor.stop(ENGINE_STOP_S if drain_s > 0 else 1.0)
+            await self.parts.supervisor.stop(1.0 if self._forced or drain_s <= 0 else ENGINE_STOP_S)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -300,7 +311,6 @@ class Yard:
 
     def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
         self._pids = {one.pid: f"{one.model}@{one.label}" for one in replicas if one.pid}
-        self._devices = {one.id: one.device for one in replicas if one.device}
 
     def _engines_changed(self) -> None:
         self._engines_seen(self.parts.supervisor.replicas())
@@ -326,7 +336,7 @@ class Yard:
         """The device whose time a replica's requests took; None for an engine that somebody else runs."""
         if replica.rpartition("/")[0] in self._external:
             return None
-        return self._devices.get(replica, self._device)
+        return self._device
 
     def _without_stream_usage(self) -> frozenset[str]:
         return frozenset(
