@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import record
+from monitoring_records import record
 
 from monitoring import observe as names
 from monitoring.observe import BOUNDS, ENDPOINTS, OUTCOMES, intervals, observe, outcome_class

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import record
+from monitoring_records import record
 
 from monitoring.recent import RecentWindow, quantile
 

@@ -1,0 +1,89 @@
+"""A small yard's worth of monitoring on a real ledger: records in, snapshots out. For tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from monitoring_records import record
+
+from monitoring import settle
+from monitoring.cost import Prices
+from monitoring.devices import DeviceReading
+from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
+from monitoring.recent import RecentWindow
+from monitoring.sampler import SamplerStatus, Sums
+from monitoring.statement import Device, Statement, statement
+from registry.entries import CpuSeconds, HeldSeconds
+from registry.ledger import Ledger
+from registry.store import Registry
+from registry.usage import RequestRecord
+
+HOUR = 1_700_002_800
+VERSIONS = (("assistant", "v1"), ("assistant", "v2"))
+PRICES = Prices("USD", gpu_hour=2.5, cpu_hour=0.12, kwh=0.3, pue=1.2)
+DEVICES = {"cpu": Device("cpu", cores=2.0), "GPU-1": Device("gpu")}
+
+
+class Yard:
+    """Opens the ledger under `folder`; every method is one ingestion as the control plane does it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.registry = Registry.open(folder / "registry.db")
+        self.ledger = Ledger(self.registry.engine)
+        self.window = RecentWindow(600.0)
+
+    def __enter__(self) -> Yard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.registry.close()
+
+    def ingest(self, records: list[RequestRecord], *, watermark: float, sums: Sums | None = None) -> None:
+        with self.ledger.transaction() as tx:
+            settle.count(tx, records, lambda replica: "GPU-1" if replica.endswith("/gpu") else "cpu")
+            settle.settle(tx, watermark)
+            settle.add(tx, sums or Sums())
+        self.window.add(records)
+
+    def statement(self, now: float, since: float | None = None) -> Statement:
+        view = settle.view(self.ledger, since)
+        return statement(view, prices=PRICES, devices=DEVICES, reserved_bytes={"assistant@v1": 3e8}, stop=now)
+
+    def snapshot(self, now: float) -> Snapshot:
+        return Snapshot(
+            counters=self.ledger.counters(),
+            histograms=self.ledger.histograms(),
+            versions=VERSIONS,
+            engines=[EngineState(model, version, f"{model}@{version}/0", True, 1, 2) for model, version in VERSIONS],
+            workers=[WorkerState("w0", True, 30_000_000, 3, 0.001, 7)],
+            weights={("assistant", "v1"): 9000, ("assistant", "v2"): 1000},
+            revisions={"assistant": 3},
+            generation=7,
+            rates=self.window.rates(now),
+            devices=[
+                DeviceReading("cpu", "cpu", now, 0, "a CPU", 2.0, 0.5, 4_000, 8_000, absent={"power_w": "no meter"}),
+                DeviceReading("gpu", "GPU-1", now, 0, "a GPU", None, 0.7, 10, 20, 300.0, 1e6, 60.0, 1.7e9, 2.6e9),
+            ],
+            engine_memory={"assistant@v1": 300_000_000, "assistant@v2": 200_000_000},
+            sampler=SamplerStatus(now, 10, 0, 0, 0.0, 0.02, 0.002),
+            statement=self.statement(now),
+            ledger=LedgerState(0.5, 1.0),
+        )
+
+
+def second(at: float) -> tuple[list[RequestRecord], Sums]:
+    """One second of traffic that began at `at`, on the CPU and on a GPU."""
+    records = [
+        record(started_at=at, duration_s=0.5, first_token_s=0.1, last_token_s=0.4),
+        record(started_at=at, duration_s=0.4, first_token_s=0.1, last_token_s=0.3, version="v2", assigned="v1"),
+        record(started_at=at, duration_s=0.2, outcome="failed", status=502, streamed=False, events=0),
+        record(started_at=at, duration_s=0.3, replica="assistant@v1/gpu", first_token_s=0.1, last_token_s=0.3),
+        record(started_at=at, duration_s=0.0, outcome="rejected", status=404, model="", version="", dispatched_s=0.0),
+    ]
+    hour = int(at // 3600) * 3600
+    held = (HeldSeconds(hour, "cpu", 1.0), HeldSeconds(hour, "GPU-1", 1.0, 300.0, 1.0))
+    cpu = (CpuSeconds(hour, "cpu", "assistant@v1", 0.7), CpuSeconds(hour, "cpu", "assistant@v2", 0.2))
+    return records, Sums(held, cpu, at + 1.0)
