@@ -59,12 +59,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     adapter: str = ""
     """The LoRA adapter's name within its engine; its file is an artifact with the role `adapter`."""
     lineage: Lineage = Lineage()
+    """Left out of the canonical bytes only by its own defaults: an empty one reads `{}`."""
     environment: dict[str, str] = {}
     """The engine package and its version at registration, e.g. `{"xllamacpp": "2026.10.11549"}`."""
     licence: str = ""
 
 
-_encoder = msgspec.json.Encoder(order="deterministic")
+_encoder = msgspec.json.Encoder(order="sorted")
 
 
 def canonical(manifest: Manifest) -> bytes:

@@ -126,11 +126,16 @@ def scan(data: bytes | memoryview, *, from_start: bool) -> tuple[list[RequestRec
             raise CorruptSegmentError(f"the frame at byte {offset} claims {length} bytes")
         if stop > len(view):
             break
+        if length == 0 and not any(view[offset:]):
+            break  # a tail of zeros is what a power loss leaves of an unwritten page
         payload = view[offset + FRAME.size : stop]
         if zlib.crc32(payload) != checksum:
             if stop == len(view):
                 break
             raise CorruptSegmentError(f"the frame at byte {offset} fails its checksum")
-        records.append(_decoder.decode(payload))
+        try:
+            records.append(_decoder.decode(payload))
+        except msgspec.MsgspecError as error:
+            raise CorruptSegmentError(f"the frame at byte {offset} holds no record: {error}") from None
         offset = stop
     return records, offset

