@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, application
 
 app = application()
+CUT = 60
 
 
 @app.command()
@@ -39,9 +40,17 @@ def audit(
             render.escaped(one["actor"]),
             one["action"],
             render.escaped(one["subject"]),
-            render.escaped(render.brief(one["before"]))[:60],
-            render.escaped(render.brief(one["after"]))[:60],
+            _value(one["before"]),
+            _value(one["after"]),
         )
         for one in found
     ]
     render.show(render.table(("when", "by", "action", "subject", "before", "after"), rows))
+
+
+def _value(value: dict[str, Any] | None) -> str:
+    """What was there before or after; of a route, what it says of traffic."""
+    if value and isinstance(value.get("weights"), dict):
+        return f"{value.get('revision', '')}: {render.weights(value['weights'])}"
+    text = render.brief(value)
+    return render.escaped(text if len(text) <= CUT else f"{text[:CUT]}…")

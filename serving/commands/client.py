@@ -6,6 +6,7 @@ HTTP client, because importing httpx takes 300 ms and a command should not.
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import http.client
 import json
@@ -18,6 +19,8 @@ from registry.state import ADMIN_URL_VARIABLE, StateDir
 from registry.terminal import NotThereError, UserError
 
 START = "start one with `modelyard up configs/quickstart.yaml`"
+PATHS = frozenset({"models", "versions", "aliases", "route", "history", "rollback", "retire", "engines", "log"})
+"""Parts of paths that name nothing."""
 
 
 class AdminClient:
@@ -65,7 +68,7 @@ class AdminClient:
         except ValueError:
             raise NotThereError(f"what answers at {self.url} is no admin API of Modelyard (status {status})") from None
         if status >= 400:
-            raise self._error(status, value)
+            raise self._error(status, value, [*path, *_words(body)])
         return value
 
     def _exchange(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -82,14 +85,39 @@ class AdminClient:
         finally:
             connection.close()
 
-    def _error(self, status: int, value: Any) -> UserError:
+    def _error(self, status: int, value: Any, words: list[str]) -> UserError:
+        """The answer's own sentence with the exit code that it deserves."""
         found = value.get("error") if isinstance(value, dict) else None
-        message = found.get("message") if isinstance(found, dict) else None
-        if message is None:
+        if not isinstance(found, dict) or not found.get("message"):
             return NotThereError(f"what answers at {self.url} is no admin API of Modelyard (status {status})")
+        message = str(found["message"])
+        if status == 404 and found.get("code") == "not_found":
+            message += self._nearest(words)
         if status >= 500:
             return NotThereError(f"the control plane could not do it: {message}")
-        return UserError(str(message))
+        return NotThereError(message) if found.get("code") == "dependency_missing" else UserError(message)
+
+    def _nearest(self, words: list[str]) -> str:
+        """`; did you mean …?` for a name that is nearly one of those that there are; "" where none is."""
+        status, content = self._exchange("GET", self._prefix + "/admin/v1/models", None, {})
+        if status != 200:
+            return ""
+        models = json.loads(content)
+        named = {one["model"]: [*one["versions"], *one["aliases"]] for one in models}
+        known = {*named, *(label for name in words for label in named.get(name, ()))}
+        for word in words:
+            if word not in known and word not in PATHS:
+                near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+                if near:
+                    return f"; did you mean {near[0]!r}?"
+        return ""
+
+
+def _words(body: Any) -> list[str]:
+    """The labels that a request's body names."""
+    if not isinstance(body, dict):
+        return []
+    return [*body.get("weights", ()), *([body["label"]] if isinstance(body.get("label"), str) else [])]
 
 
 def actor() -> str:

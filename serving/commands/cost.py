@@ -53,7 +53,7 @@ def cost(
 
 def views(found: dict[str, Any], *, all_bills: bool) -> list[RenderableType]:
     """The statement as tables: usage, the bills, unit costs."""
-    parts: list[RenderableType] = [f"{render.moment(found['start'])} to {render.moment(found['stop'])}", ""]
+    parts: list[RenderableType] = [f"{render.moment(found['start'])} to {render.moment(found['stop'])}"]
     if found["usage"]:
         parts.append(_usage(found["usage"]))
     bills = [one for one in found["bills"] if all_bills or one["method"] == "inflight"]

@@ -41,8 +41,13 @@ def out() -> Console:
 def show(*parts: RenderableType) -> None:
     """Print tables and lines one below the other."""
     console = out()
-    for part in parts:
+    for part in apart(parts):
         console.print(part)
+
+
+def apart(parts: Sequence[RenderableType]) -> list[RenderableType]:
+    """The parts with an empty line between two of them."""
+    return [item for index, part in enumerate(parts) for item in ((part,) if index == 0 else ("", part))]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Table:
@@ -51,7 +56,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
     from rich.table import Table  # noqa: PLC0415
 
     made = Table(
-        title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, expand=False
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
     )
     for name in columns:
         made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")

@@ -102,14 +102,16 @@ def show(
     if as_json:
         terminal.print_json(found[0] if model else found)
         return
+    lines = []
     for route in found:
         sticky = ", ".join(route["sticky"]) or "nothing"
         fallback = f"; falls back to {', '.join(route['fallback'])}" if route["fallback"] else ""
-        render.show(
+        lines.append(
             f"[bold]{route['model']}[/]  route {route['revision']}: {render.weights(route['weights'])}\n"
             f"  sticky by {sticky}{fallback}; set by {render.escaped(route['created_by'])} "
             f"at {render.moment(route['created_at'])}"
         )
+    render.show(*lines)
 
 
 @app.command("history")

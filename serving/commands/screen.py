@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -36,7 +37,6 @@ class Screen:
     def __init__(self, console: Console | None = None, *, state_dir: Path | None = None) -> None:
         self._console = console or terminal.console(stderr=True)
         self._state_dir = state_dir
-        self._begin = time.monotonic()
         self._display: Progress | None = None
         self._engines: dict[str, TaskID] = {}
         self._states: dict[str, str] = {}
@@ -68,7 +68,7 @@ class Screen:
         self._is_ready = True
         for one in ready.failed:
             self._console.print(f"[bold red]! {escape(one.id)} did not come up:[/] {escape(one.detail)}")
-        sys.stdout.write(welcome(ready, time.monotonic() - self._begin, self._state_dir))
+        sys.stdout.write(welcome(ready, time.time() - psutil.Process().create_time(), self._state_dir))
         sys.stdout.flush()
 
     def stopping(self, text: str) -> None:
@@ -207,13 +207,14 @@ Modelyard is up after {took_s:.1f} s{adopted}: {ready.url}  (admin API: {ready.a
 
 Ask it; the header x-modelyard-version says which version answered:
   curl -i {ready.url}/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    -d '{{"model": "{model}", "temperature": 0, "max_tokens": 32,
+         "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
 
 From Python, with the official SDK (pip install openai):
   from openai import OpenAI
   client = OpenAI(base_url="{ready.url}/v1", api_key="none")
   answer = client.chat.completions.create(
-      model="{model}", messages=[{{"role": "user", "content": "What is the capital of France?"}}])
+      model="{model}", messages=[{{"role": "user", "content": "Name three colours."}}], max_tokens=32)
   print(answer.choices[0].message.content)
 
 Next, in another terminal:

@@ -69,7 +69,8 @@ def _live(client: AdminClient, found: Any, interval_s: float) -> None:
     try:
         with Live(console=render.out(), auto_refresh=False, transient=False) as live:
             while True:
-                live.update(Group(*views(found), *remark, "[dim]Ctrl-C ends this view, not the yard[/]"), refresh=True)
+                end = "[dim]Ctrl-C ends this view, not the yard[/]"
+                live.update(Group(*render.apart([*views(found), *remark, end])), refresh=True)
                 time.sleep(interval_s)
                 try:
                     found, remark = client.get("status"), []
@@ -86,7 +87,7 @@ def views(found: dict[str, Any]) -> list[RenderableType]:
         f"[bold]{found['url']}[/]  up {render.seconds(found['uptime_s'])}  ·  table {found['generation']}  ·  "
         f"{len(workers)} router {'worker' if len(workers) == 1 else 'workers'}{_device(found.get('device'))}"
     )
-    parts: list[RenderableType] = [head, ""]
+    parts: list[RenderableType] = [head]
     parts += [_model(model) for model in found["models"]]
     if found["engines"]:
         parts.append(_engines(found["engines"]))

@@ -156,7 +156,7 @@ def _description(found: dict[str, Any]) -> list[RenderableType]:
     for one in manifest.get("artifacts", ()):
         text = f"{one['filename']}  {render.size(one['size_bytes'])}\nsha256:{one['sha256']}\nfrom {one['source']}"
         rows.append((one.get("role", "model"), render.escaped(text)))
-    return [f"[bold]{found['ref']}[/]", render.table(("", ""), rows)]
+    return [render.table(("version", f"[bold]{found['ref']}[/]"), rows)]
 
 
 @app.command("retire")
