@@ -1,0 +1,222 @@
+"""Every record is counted exactly once, whatever is killed when: real SQLite, real files, real processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from segment_process import record
+
+from monitoring.observe import COMPLETION_TOKENS, REQUESTS
+from monitoring.settle import SETTLED
+from registry.database import connect
+from registry.entries import CounterKey
+from registry.ledger import Ledger
+from registry.usage import FRAME, MAGIC, RequestRecord, frame
+from serving.control import segments
+from serving.control.ingest import Ingest, Retention, Writer
+from serving.router.protocol import Stats
+
+HERE = Path(__file__).parent
+DONE = CounterKey(REQUESTS, ("m", "v1", "/v1/chat/completions", "completed"))
+TOKENS = CounterKey(COMPLETION_TOKENS, ("m", "v1", "engine"))
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    engine = connect(tmp_path / "registry.db")
+    yield Ledger(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "requests"
+    path.mkdir()
+    return path
+
+
+def write(path: Path, *records: RequestRecord, tail: bytes = b"") -> None:
+    path.write_bytes(MAGIC + b"".join(frame(one) for one in records) + tail)
+
+
+def ingest(folder: Path, ledger: Ledger, **options: object) -> Ingest:
+    return Ingest(folder, ledger, device_of=lambda replica: "cpu", **options)  # type: ignore[arg-type]
+
+
+def stats(segment: str, flushed: int, oldest: float) -> Stats:
+    return Stats(NOW, {}, oldest, flushed, segment, 0, 0, 0)
+
+
+def run(script: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[2])}
+    argv = [sys.executable, str(HERE / script), *map(str, arguments)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_an_ingest_killed_again_and_again_counts_every_record_once(folder: Path, tmp_path: Path) -> None:
+    rng = random.Random(20)
+    database = tmp_path / "registry.db"
+    writers = [run("segment_process.py", folder, worker, 1500, seed) for seed, worker in enumerate(("w0", "w1"))]
+    try:
+        for _ in range(4):
+            reader = run("ingest_process.py", database, folder)
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            time.sleep(rng.random() * 0.25)
+            end(reader)
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "done\n"
+    finally:
+        for writer in writers:
+            end(writer)
+    engine = connect(database)
+    ledger = Ledger(engine)
+    before = ledger.counters().get(DONE, 0)
+    last = ingest(folder, ledger)
+    last.step([], time.time(), settle_now=True)
+    counters = ledger.counters()
+    assert 0 < before <= 3000
+    assert counters[DONE] == 3000
+    assert counters[TOKENS] == 6000
+    assert len(ledger.sealed()) == 4
+    assert ledger.intervals() == []
+    busy = sum(row.busy_share_s for row in ledger.cost_seconds())
+    inflight = sum(row.inflight_s for row in ledger.cost_seconds())
+    assert inflight == pytest.approx(3000 * 0.010, rel=1e-3)
+    assert 0 < busy < inflight
+    assert last.step([], time.time(), settle_now=True).records == 0
+    engine.dispose()
+
+
+def test_a_torn_record_waits_for_the_rest_while_its_worker_lives_and_is_left_when_it_is_dead(
+    folder: Path, ledger: Ledger
+) -> None:
+    path = folder / "w0-1000000000.seg"
+    torn = frame(record(1, 5.0))
+    write(path, record(0, 5.0), tail=torn[:20])
+    reader = ingest(folder, ledger)
+    alive = [Writer("w0", 1.0, None)]
+    assert reader.step(alive, NOW).records == 1
+    assert ledger.sealed() == set()
+    with path.open("ab") as file:
+        file.write(torn[20:])
+    assert reader.step(alive, NOW).records == 1
+    with path.open("ab") as file:
+        file.write(torn[:20])
+    assert reader.step([], NOW).records == 0
+    assert ledger.sealed() == {path.name}
+    assert ledger.counters()[DONE] == 2
+    assert reader.problems == []
+
+
+def test_a_damaged_segment_is_set_aside_with_what_came_before_and_blocks_no_other(folder: Path, ledger: Ledger) -> None:
+    frames = [frame(record(index, 5.0)) for index in range(3)]
+    broken = bytearray(frames[1])
+    broken[FRAME.size + 3] ^= 0xFF
+    (folder / "w0-1000000000.seg").write_bytes(MAGIC + frames[0] + bytes(broken) + frames[2])
+    (folder / "w0-1000000001.seg").write_bytes(b"not a segment at all")
+    (folder / "w0-1000000002.seg").write_bytes(MAGIC + frames[0] + bytes(64) + frames[1])
+    (folder / "notes.txt").write_text("not ours")
+    write(folder / "w1-1000000000.seg", record(7, 5.0, "w1"))
+    reader = ingest(folder, ledger)
+    report = reader.step([Writer("w0", 0.5, None)], NOW)
+    assert report.records == 3
+    assert sorted(problem.segment for problem in report.problems) == [f"w0-100000000{n}.seg" for n in range(3)]
+    assert reader.step([], NOW).problems == []
+    assert ledger.counters()[DONE] == 3
+
+
+def test_a_segment_is_sealed_when_its_worker_went_on_to_another(folder: Path, ledger: Ledger) -> None:
+    write(folder / "w0-1000000000.seg", record(0, 5.0))
+    write(folder / "w0-2000000000.seg", record(1, 5.0))
+    reader = ingest(folder, ledger)
+    reader.step([Writer("w0", 1.0, stats("w0-2000000000.seg", 7, NOW))], NOW)
+    assert ledger.sealed() == {"w0-1000000000.seg"}
+
+
+def test_a_segment_of_a_worker_that_started_after_we_looked_is_not_sealed(folder: Path, ledger: Ledger) -> None:
+    write(folder / f"w0-{int(NOW * 1e9)}.seg", record(0, NOW))
+    ingest(folder, ledger).step([], NOW + 1)
+    assert ledger.sealed() == set()
+
+
+def test_the_watermark_waits_for_running_requests_and_for_what_is_not_read_yet(folder: Path, ledger: Ledger) -> None:
+    path = folder / f"w0-{int((NOW - 99) * 1e9)}.seg"
+    write(path, record(0, NOW - 50))
+    size = path.stat().st_size
+    reader = ingest(folder, ledger)
+    watermark = reader.step([Writer("w0", NOW - 100, None)], NOW, settle_now=True).watermark
+    assert watermark == NOW - 100
+    ahead = Writer("w0", NOW - 100, stats(path.name, size + 1, NOW - 10))
+    assert reader.step([ahead], NOW, settle_now=True).watermark == NOW - 100
+    caught_up = Writer("w0", NOW - 100, stats(path.name, size, NOW - 10))
+    assert reader.step([caught_up], NOW, settle_now=True).watermark == NOW - 10
+    assert ledger.cursor(SETTLED) == NOW - 10
+    assert ledger.intervals() == []
+    silent = Writer("w0", NOW - 100, None)
+    assert reader.step([silent], NOW + 5, settle_now=True).watermark == NOW - 10
+    assert reader.step([], NOW + 5, settle_now=True).watermark == NOW + 5
+
+
+def test_the_recent_window_is_refilled_without_counting_again(folder: Path, ledger: Ledger) -> None:
+    now = time.time()
+    write(folder / "w0-1000000000.seg", record(0, now - 500), record(1, now - 5), record(2, now - 1))
+    ingest(folder, ledger).step([], now)
+    again = ingest(folder, ledger)
+    assert [one.request_id for one in again.recent(now - 60)] == ["w0-1", "w0-2"]
+    assert again.step([], now).records == 0
+    assert ledger.counters()[DONE] == 3
+
+
+def test_old_and_many_segments_are_deleted_and_never_counted_again(folder: Path, ledger: Ledger) -> None:
+    for index in range(4):
+        write(folder / f"w0-100000000{index}.seg", *(record(n, 5.0) for n in range(10)))
+        os.utime(folder / f"w0-100000000{index}.seg", (NOW - 100 + index, NOW - 100 + index))
+    size = (folder / "w0-1000000000.seg").stat().st_size
+    reader = ingest(folder, ledger, retention=Retention(age_s=99.5, bytes_max=size * 2))
+    reader.step([], NOW)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["w0-1000000002.seg", "w0-1000000003.seg"]
+    assert set(ledger.offsets()) == set(left)
+    assert ledger.counters()[DONE] == 40
+    assert ingest(folder, ledger).step([], NOW).records == 0
+
+
+def test_more_than_one_look_takes_is_read_in_pieces(
+    folder: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "READ_BYTES_MAX", 500)
+    write(folder / "w0-1000000000.seg", *(record(n, 5.0) for n in range(50)))
+    seen: list[RequestRecord] = []
+    reader = ingest(folder, ledger, on_records=seen.extend)
+    assert reader.step([], NOW).records == 50
+    assert [one.request_id for one in seen] == [f"w0-{n}" for n in range(50)]
+    assert ledger.sealed() == {"w0-1000000000.seg"}
+
+
+def test_two_readers_on_one_ledger_do_not_count_twice(folder: Path, ledger: Ledger) -> None:
+    path = folder / "w0-1000000000.seg"
+    write(path, record(0, 5.0))
+    alive = [Writer("w0", 1.0, None)]
+    one, other = ingest(folder, ledger), ingest(folder, ledger)
+    one.step(alive, NOW)
+    with pytest.raises(Exception, match="counted up to byte"):
+        other.step(alive, NOW)
+    assert other.step(alive, NOW).records == 0
+    assert ledger.counters()[DONE] == 1
