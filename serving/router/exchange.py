@@ -334,16 +334,24 @@ class Exchange:
     # --- the client's side ---
 
     def client_gone(self) -> None:
-        """The client has left: cancel the generation and account for what it got."""
+        """The client has left: cancel the generation and account for what it got.
+
+        One that leaves after the stream's last event has had its whole answer (SDKs hang up at `[DONE]`).
+        """
         if self.finished:
             return
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
         self._leave_connection()
-        if self._scanner is not None:
-            self._note_usage(self._scanner.usage)
-        self._finish("cancelled", error="client_closed")
+        scanner = self._scanner
+        if scanner is not None:
+            self._note_usage(scanner.usage)
+            self.record.finish_reason = scanner.finish_reason
+        if scanner is not None and scanner.done and not scanner.error:
+            self._finish("completed")
+        else:
+            self._finish("cancelled", error="client_closed")
 
     def pause(self) -> None:
         """The client reads more slowly than the engine writes: stop reading from the engine."""

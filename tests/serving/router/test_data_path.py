@@ -15,6 +15,7 @@ from router_harness import RouterProcess, model, version
 from serving.router.table import Limits, Timeouts
 
 Start = Callable[..., FakeEngine]
+STREAM = {"model": "assistant", "messages": [], "stream": True}
 
 
 def events_of(response: httpx.Response) -> list[dict]:
@@ -224,6 +225,17 @@ def test_a_client_that_leaves_cancels_within_100_ms(router: RouterProcess, fake_
     assert seen["ended_at"] - left_at < 0.1
     stats = router.control.stats()
     assert stats.inflight == {}
+
+
+def test_a_client_that_hangs_up_at_done_had_its_whole_answer(router: RouterProcess, fake_engine: Start) -> None:
+    engine = fake_engine("--events", "4", "--split-bytes", "7")
+    router.serve(engine.port)
+    for _ in range(30):
+        with router.client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
+            for line in response.iter_lines():
+                if line == "data: [DONE]":
+                    break
+    assert {(r.outcome, r.completion_tokens) for r in router.records(30)} == {("completed", 4)}
 
 
 def test_a_silent_engine_is_left_at_its_deadline(router: RouterProcess, fake_engine: Start) -> None:
