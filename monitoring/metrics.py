@@ -10,7 +10,8 @@ those that are registered, endpoints and outcomes fixed sets, devices those of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -79,12 +80,12 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """How far behind the ledger is."""
+    """How far behind the ledger is when the snapshot is published; a scrape adds the snapshot's age."""
 
     lag_s: float = 0.0
-    """Now - the end of the last segment read: how old the newest uncounted record may be."""
+    """Since segments were last read: how old the oldest uncounted record may be."""
     settle_lag_s: float = 0.0
-    """Now - the watermark: grows while a request runs, as its time is divided when it ends."""
+    """Since the watermark: grows while a request runs, as its time is divided when it ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,17 @@ class Snapshot:
 class Metrics(Collector):
     """Registers itself with `registry`; `publish` replaces what a scrape shows, in one assignment."""
 
-    def __init__(self, registry: CollectorRegistry, *, version: str, python: str = "") -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        version: str,
+        python: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._build = {"version": version, "python": python}
-        self._snapshot = Snapshot()
+        self._clock = clock
+        self._published: tuple[Snapshot, float] = (Snapshot(), clock())
         self._cost: CostSeries = {}
         registry.register(self)
 
@@ -125,14 +134,14 @@ class Metrics(Collector):
         """Show `snapshot` from the next scrape on. Called by one thread."""
         if snapshot.statement is not None:
             self._cost = hold(self._cost, cost_series(snapshot.statement))
-        self._snapshot = snapshot
+        self._published = (snapshot, self._clock())
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: names are checked by tests, not by a collection at registration."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = self._snapshot
+        snapshot, published_at = self._published
         build = GaugeMetricFamily("modelyard_build_info", "Always 1; the labels say what runs.", labels=[*self._build])
         build.add_metric([*self._build.values()], 1)
         yield build
@@ -147,8 +156,9 @@ class Metrics(Collector):
         if snapshot.statement is not None:
             yield from collect_cost(snapshot.statement, self._cost)
         if snapshot.ledger is not None:
-            yield _gauge("modelyard_ledger_lag_seconds", "Age of what is not counted yet.", snapshot.ledger.lag_s)
-            settle_lag = snapshot.ledger.settle_lag_s
+            age_s = self._clock() - published_at  # a control plane that is stuck publishes nothing
+            lag, settle_lag = snapshot.ledger.lag_s + age_s, snapshot.ledger.settle_lag_s + age_s
+            yield _gauge("modelyard_ledger_lag_seconds", "Age of what is not counted yet.", lag)
             yield _gauge("modelyard_settlement_lag_seconds", "Age of what is not divided among versions.", settle_lag)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from monitoring_records import record
 from monitoring_yard import HOUR, PRICES, Yard, second
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitoring import settle
 from monitoring.cost import Prices
 from monitoring.device_metrics import hold
-from monitoring.metrics import Metrics, Snapshot
+from monitoring.metrics import LedgerState, Metrics, Snapshot
 from monitoring.sampler import Sums
 from monitoring.statement import LedgerView, statement
 from registry.entries import CostSeconds, HeldSeconds
@@ -207,6 +208,34 @@ def test_idle_that_shrinks_by_a_late_settlement_is_held_in_the_metric() -> None:
         metrics.publish(Snapshot(statement=statement(view(busy_s), prices=PRICES, devices={}, stop=HOUR + 100.0)))
         seen.append(registry.get_sample_value("modelyard_cpu_seconds_total", labels))
     assert seen == [90.0, 90.0]
+
+
+def test_the_lag_grows_where_nothing_is_published() -> None:
+    now = [100.0]
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, version="0.1.0", clock=lambda: now[0])
+    metrics.publish(Snapshot(ledger=LedgerState(0.5, 2.0)))
+    now[0] += 90.0
+    assert registry.get_sample_value("modelyard_ledger_lag_seconds") == 90.5
+    assert registry.get_sample_value("modelyard_settlement_lag_seconds") == 92.0
+
+
+def test_the_documentation_names_every_metric_and_its_labels(
+    yard: Yard, shown: tuple[CollectorRegistry, Metrics]
+) -> None:
+    registry, metrics = shown
+    metrics.publish(yard.snapshot(play(yard, 2)))
+    rows = [
+        line.split("|")
+        for line in (ROOT / "docs" / "metrics.md").read_text().splitlines()
+        if line.startswith("| `modelyard_")
+    ]
+    documented = {row[1].strip(" `"): row[2] for row in rows}
+    families = {f.name + ("_total" if f.type == "counter" else ""): f for f in registry.collect()}
+    assert set(documented) == set(families)
+    for name, family in families.items():
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert set(documented[name].replace("`", "").replace(",", " ").split()) == labels, name
 
 
 def test_an_empty_ledger_has_an_empty_statement() -> None:
