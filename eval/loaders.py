@@ -3,8 +3,8 @@
 Owns: where a suite is looked for, reading its YAML and its cases, and errors that name the file, the line and what to
 write instead. Never: what a case means (suite.py) or what its answer is worth (scorers).
 
-Cases are read through `datasets`, in its streaming mode, so that nothing is copied into a cache first. JSONL is taken line by line:
-an error can then name its line, and targets of mixed types stay what they are.
+Cases are read through `datasets`, in its streaming mode, so that nothing is copied into a cache first. JSONL is taken
+line by line: an error can then name its line, and targets of mixed types stay what they are.
 """
 
 from __future__ import annotations

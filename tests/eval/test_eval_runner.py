@@ -1,0 +1,192 @@
+"""The runner against real engine processes: nothing lost, nothing run twice, failures told apart."""
+
+import collections
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from eval import runner
+from eval.endpoint import Endpoint, resolve
+from eval.errors import RequestRefusedError, RunError, ServerGoneError
+from eval.results import Journal, Run, RunStore, Sample
+from eval.suite import Suite
+
+FakeEngines = Callable[..., Any]
+
+
+def planned(suite: Suite, url: str, root: Path, *, fresh: bool = False, repeats: int | None = None) -> runner.Plan:
+    subject = resolve(Endpoint(url), "fake")
+    key = runner.key_of(suite, subject, seed=5, repeats=repeats)
+    run = RunStore(root).open(suite, subject, key, fresh=fresh, now=time.time())
+    return runner.Plan(suite, subject, key, run, concurrency=3)
+
+
+def execute(plan: runner.Plan) -> runner.Tally:
+    tally = runner.Tally(plan.total)
+    runner.execute(plan, tally, embed=None)
+    return tally
+
+
+def asked(engine: Any) -> collections.Counter[str]:
+    """Prompt -> how often the engine was asked it."""
+    requests = [msgspec.json.decode(one["body"]) for one in engine.stats()["requests"]]
+    return collections.Counter(request["messages"][-1]["content"] for request in requests)
+
+
+def test_each_case_is_asked_once_per_repeat_and_scored(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine("--events", "3")
+    plan = planned(small_suite, engine.url, tmp_path / "runs", repeats=2)
+    tally = execute(plan)
+    assert (tally.done, tally.failed, tally.mean) == (24, 0, 0.5)
+    assert set(asked(engine).values()) == {2}
+    samples = plan.run.samples()
+    assert len(samples) == 24
+    one = samples["case-000", 0]
+    assert (one.output.split(), one.score, one.completion_tokens, one.finish_reason) == (
+        ["t0", "t1", "t2"],
+        1.0,
+        3,
+        "stop",
+    )
+    assert one.ttft_s is not None
+    assert 0 < one.ttft_s <= one.latency_s
+    bodies = [msgspec.json.decode(request["body"]) for request in engine.stats()["requests"]]
+    assert {body["temperature"] for body in bodies} == {0.0}
+    assert {body["seed"] for body in bodies} == {5, 6}
+    assert all(body["stream"] for body in bodies)
+
+
+def test_a_finished_run_is_reused_and_fresh_runs_anew(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine()
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    execute(plan)
+    again = planned(small_suite, engine.url, tmp_path / "runs")
+    tally = execute(again)
+    assert (again.run, tally.kept, tally.mean) == (plan.run, 12, 0.5)
+    assert engine.stats()["seen"] == 12
+    fresh = planned(small_suite, engine.url, tmp_path / "runs", fresh=True)
+    execute(fresh)
+    assert fresh.run.name == f"{plan.run.name}.2"
+    assert engine.stats()["seen"] == 24
+    assert planned(small_suite, engine.url, tmp_path / "runs").run == fresh.run
+    assert not plan.run.journal.exists()
+
+
+def test_a_torn_line_is_cut_and_only_what_is_missing_is_asked(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine()
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    journal = Journal(plan.run.journal)
+    for case in small_suite.cases[:5]:
+        journal.append(msgspec.structs.replace(runner.blank(case, 0), output="t0", score=1.0))
+    journal.close()
+    with plan.run.journal.open("ab") as file:
+        file.write(b'{"case": "case-005", "rep')
+    tally = execute(plan)
+    assert (tally.kept, tally.done) == (5, 12)
+    assert sum(asked(engine).values()) == 7
+    assert len(plan.run.frame()) == 12
+
+
+def test_a_damaged_journal_is_not_guessed_at(small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines) -> None:
+    plan = planned(small_suite, fake_engine().url, tmp_path / "runs")
+    plan.run.journal.write_bytes(b"garbage\n{}\n")
+    with pytest.raises(RunError, match=r"line 1 is damaged.*--fresh"):
+        execute(plan)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_passing_refusals_are_retried(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines, status: int
+) -> None:
+    engine = fake_engine("--status", str(status), "--status-times", "4")
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    assert execute(plan).failed == 0
+    assert engine.stats()["seen"] == 16
+    assert sum(sample.attempts - 1 for sample in plan.run.samples().values()) == 4
+
+
+def test_a_refusal_of_one_request_is_a_final_result(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine("--status", "400", "--status-times", "2")
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    assert execute(plan).failed == 2
+    assert plan.run.finished
+    assert engine.stats()["seen"] == 12
+    failed = [sample for sample in plan.run.samples().values() if sample.error]
+    assert len(failed) == 2
+    assert all(sample.score is None and sample.error.startswith("400") for sample in failed)
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_of_every_request_ends_the_run(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines, status: int
+) -> None:
+    engine = fake_engine("--status", str(status))
+    with pytest.raises(RequestRefusedError, match=str(status)):
+        execute(planned(small_suite, engine.url, tmp_path / "runs"))
+    assert engine.stats()["seen"] <= 3
+
+
+def test_a_cut_stream_never_counts_as_an_answer(small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines) -> None:
+    engine = fake_engine("--events", "5", "--cut-after-events", "2")
+    plan = planned(small_suite.limited(2), engine.url, tmp_path / "runs")
+    tally = execute(plan)
+    assert (tally.failed, plan.run.finished) == (2, False)
+    engine.behave(cut_after_events=-1)
+    tally = execute(planned(small_suite.limited(2), engine.url, tmp_path / "runs"))
+    assert (tally.kept, tally.failed) == (0, 0)
+    assert plan.run.finished
+    assert all(len(sample.output.split()) == 5 for sample in plan.run.samples().values())
+
+
+def test_a_server_that_dies_ends_the_run_and_the_rest_follows_later(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine("--gap-s", "0.01")
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    tally = runner.Tally(plan.total, on_change=lambda tally: engine.kill() if tally.done == 5 else None)
+    with pytest.raises(ServerGoneError, match="the same command goes on"):
+        runner.execute(plan, tally, embed=None)
+    kept = sum(sample.final for sample in plan.run.samples().values())
+    assert 5 <= kept < 12
+    second = fake_engine(port=engine.port)
+    tally = execute(planned(small_suite, engine.url, tmp_path / "runs"))
+    assert (tally.kept, tally.failed, plan.run.finished) == (kept, 0, True)
+    assert second.stats()["seen"] == 12 - kept
+
+
+def test_two_processes_do_not_write_one_run(small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines) -> None:
+    plan = planned(small_suite, fake_engine().url, tmp_path / "runs")
+    with plan.run.lock(), pytest.raises(RunError, match="another process is writing"):
+        execute(plan)
+
+
+def test_samples_survive_parquet_unchanged(small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines) -> None:
+    plan = planned(small_suite, fake_engine().url, tmp_path / "runs")
+    journal = Journal(plan.run.journal)
+    written = [
+        Sample(
+            case=case.id, repeat=0, scorer="contains", prompt="p\n\N{SNOWMAN}", prompt_digest="d", target='"x"',
+            target_digest="e", output="", score=None if index % 2 else 0.25, error="400: no" if index % 2 else "",
+            ttft_s=None if index % 3 else 0.5,
+        )
+        for index, case in enumerate(small_suite.cases)
+    ]  # fmt: skip
+    for sample in written:
+        journal.append(sample)
+    journal.close()
+    before = plan.run.samples()
+    Run(plan.run.folder).compact(1.0)
+    assert plan.run.samples() == before == {sample.id: sample for sample in written}
+    assert plan.run.info().finished_at == 1.0
