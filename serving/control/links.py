@@ -135,6 +135,7 @@ class WorkerLink:
         finally:
             self._writer = None
             self.connected = False
+            self.applied = 0
             writer.close()
 
     async def _take(self, message: Up) -> None:

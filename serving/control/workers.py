@@ -297,11 +297,13 @@ class Workers:
             worker.stopping = True
             worker.signal(signal.SIGKILL)
 
-    async def abandon(self) -> None:
-        """Let go of the workers without stopping them (tests of a control plane's death)."""
+    async def abandon(self) -> list[subprocess.Popen[bytes]]:
+        """Let go of the workers without stopping them, for another control plane to adopt. Returns those that are
+        children of this process, which has to reap them."""
         for worker in self._workers.values():
             worker.stopping = True
             await self._unwatch(worker)
+        return [worker.child for worker in self._workers.values() if worker.child is not None]
 
     def _make(self, name: str) -> Worker:
         folder = self._root / name
@@ -318,6 +320,9 @@ class Workers:
 
     def _greeted(self, hello: Hello) -> None:
         self.generation_seen = max(self.generation_seen, hello.generation)
+        worker = self._workers.get(hello.worker)
+        if worker is not None and worker.child is not None and worker.child.pid == hello.pid:
+            self._ready(worker, hello)
 
     async def _adopt(self, name: str) -> bool:
         """Take over a running worker where it listens where it should and answers."""
@@ -388,7 +393,6 @@ class Workers:
             raise WorkerStartError(
                 f"router worker {worker.id} did not answer within {HELLO_TIMEOUT_S:.0f} s: see {worker.folder / 'log'}"
             )
-        self._ready(worker, hello)
 
     def _ready(self, worker: Worker, hello: Hello) -> None:
         worker.state = "ready"
@@ -403,8 +407,6 @@ class Workers:
         while not worker.stopping:
             await asyncio.sleep(POLL_S)
             if worker.alive():
-                if worker.state == "starting" and worker.link.connected and worker.link.hello is not None:
-                    self._ready(worker, worker.link.hello)
                 continue
             worker.state = "backoff"
             delay_s = RESPAWN_FIRST_S if time.monotonic() - born > STABLE_S else min(delay_s * 2, RESPAWN_MAX_S)
