@@ -1,8 +1,9 @@
 """Fixtures that start engines for tests: import them into a conftest.
 
-    from engines.fixtures import fake_engine  # noqa: F401
+    from engines.fixtures import fake_engine, vllm_checkpoints, vllm_python  # noqa: F401
 
-Owns: starting fake engines, and ending each with its whole process group. Never: pretending; every engine is a process.
+Owns: starting fake engines and ending each with its whole process group; vLLM's environment and its checkpoints. Never:
+pretending; every engine is a process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+from engines import vllm_cpu
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
@@ -75,3 +77,27 @@ def fake_engine() -> Iterator[Callable[..., FakeEngine]]:
         engine.kill()
         assert engine.process.stdout is not None
         engine.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_python(request: pytest.FixtureRequest) -> str:
+    """The interpreter of an environment that has vLLM's CPU build."""
+    if not vllm_cpu.is_ready():
+        # By its path: several folders have a module called conftest.
+        common: Any = request.config.pluginmanager.get_plugin(str(vllm_cpu.ROOT / "tests" / "conftest.py"))
+        common.missing("vllm", "run `python tests/engines/vllm_cpu.py`, which takes some minutes")
+    return str(vllm_cpu.PYTHON)
+
+
+@pytest.fixture(scope="session")
+def vllm_checkpoints(vllm_python: str, smollm2_path: Path) -> tuple[Path, Path]:
+    """Two versions of SmolLM2 as safetensors checkpoints: bfloat16, and the same rounded to 4 bits and back."""
+    folder = vllm_cpu.ROOT / ".cache" / "checkpoints"
+    versions = (folder / "smollm2" / "v1", folder / "smollm2" / "v2")
+    if not (folder / "smollm2").is_dir():
+        partial = folder / f"partial-{os.getpid()}"
+        partial.mkdir(parents=True)
+        script = Path(__file__).with_name("make_checkpoint.py")
+        subprocess.run([vllm_python, str(script), str(smollm2_path), str(partial)], check=True)
+        partial.rename(folder / "smollm2")
+    return versions
