@@ -111,14 +111,11 @@ def allowed_hosts(bound: str) -> Callable[[str], bool]:
         own.add(socket.gethostname().lower())
 
     def allowed(authority: str) -> bool:
-        name = (urlsplit(f"//{authority}").hostname or "").lower()
-        if name in own or name.endswith(".localhost"):
-            return True
         try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
+            name = (urlsplit(f"//{authority}").hostname or "").lower()
+            return name in own or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback or not loopback
+        except ValueError:  # no address
             return False
-        return address.is_loopback or not loopback
 
     return allowed
 
@@ -148,22 +145,16 @@ class Guard:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "")
-        if not self._allows(host):
+        if not self._allowed(host):
             message = f"the admin API does not answer to the host name {host!r}: call it by its address"
             return ApiError(421, message, code="host_not_allowed")
         origin = headers.get(b"origin")
-        if origin and scope["method"] not in SAFE_METHODS and not self._allows(urlsplit(origin).netloc):
+        if origin and scope["method"] not in SAFE_METHODS and not self._allowed(origin.partition("://")[2]):
             return ApiError(403, f"changes are not taken from the origin {origin!r}", code="origin_not_allowed")
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
             return ApiError(413, f"the body is above {BODY_BYTES_MAX} bytes", code="body_too_large")
         return None
-
-    def _allows(self, authority: str) -> bool:
-        try:
-            return self._allowed(authority)
-        except ValueError:
-            return False
 
 
 def error_response(error: ApiError) -> Response:
