@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 import yaml
-from conftest import ROOT, missing
+from components import ROOT, missing
 
 CONFIG = ROOT / "configs" / "prometheus" / "prometheus.yml"
 RULES = ROOT / "configs" / "prometheus" / "rules" / "modelyard.yml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import yaml
-from conftest import ROOT
+from components import ROOT
 
 from monitoring.dashboards.__main__ import FOLDER, main, rendered
 

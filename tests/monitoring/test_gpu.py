@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, missing
+from components import ROOT, missing
 
 from monitoring.cpu import CpuReader, cores_held, read_process
 from monitoring.gpu import NvmlReader, open_reader

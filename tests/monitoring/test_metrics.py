@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from components import ROOT
 from monitoring_records import record
 from monitoring_yard import HOUR, PRICES, Yard, second
 from prometheus_client import CollectorRegistry, generate_latest
