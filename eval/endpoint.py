@@ -110,52 +110,40 @@ def check_alive(endpoint: Endpoint) -> None:
         raise RequestRefusedError(f"{endpoint.url} wants a key: set {KEY_VARIABLE}")
 
 
-def admin_get(endpoint: Endpoint, path: str, **params: Any) -> Any:
+def admin_get(endpoint: Endpoint, path: str) -> Any:
     """The JSON of an admin API path, or None where the API is not there or says no."""
+    answer = _ask_admin(endpoint, path)
+    return _json(answer) if answer is not None and answer.is_success else None
+
+
+def _ask_admin(endpoint: Endpoint, path: str) -> httpx.Response | None:
     if not endpoint.admin_url:
         return None
+    url = f"{endpoint.admin_url}/admin/v1/{path}"
     try:
-        answer = httpx.get(
-            f"{endpoint.admin_url}/admin/v1/{path}",
-            params=params,
-            timeout=_TIMEOUT_S,
-            trust_env=trusts_environment(endpoint.admin_url),
-        )
-        return answer.json() if answer.is_success else None
-    except (httpx.HTTPError, ValueError):
+        return httpx.get(url, timeout=_TIMEOUT_S, trust_env=trusts_environment(url))
+    except (httpx.HTTPError, httpx.InvalidURL):
         return None
 
 
 def _version(endpoint: Endpoint, ref: VersionRef) -> dict[str, Any] | None:
     """Label and digest of the version or alias; None where the admin API is away. UserError where it is unknown."""
-    models = f"models/{quote(ref.model)}/versions"
-    listed = admin_get(endpoint, models)
-    if listed is None and admin_get(endpoint, "status") is None:
+    answer = _ask_admin(endpoint, f"models/{quote(ref.model)}/versions/{quote(ref.label)}")
+    value = _json(answer) if answer is not None else None
+    if answer is None or not isinstance(value, dict) or answer.status_code >= 500:
         return None
-    versions = _rows(listed, "versions")
-    by_label = {str(row.get("label")): row for row in versions}
-    if ref.label in by_label:
-        return by_label[ref.label]
-    aliased = _alias(endpoint, ref)
-    if aliased in by_label:
-        return by_label[aliased]
-    known = ", ".join(f"{ref.model}@{label}" for label in by_label) or "none of that model"
-    raise UserError(f"there is no version {ref}; registered: {known} (modelyard versions list)")
+    if answer.is_success and {"label", "digest"} <= value.keys():
+        return value
+    error = value.get("error")
+    reason = error.get("message", "") if isinstance(error, dict) else ""
+    raise UserError(f"{ref} cannot be evaluated: {reason or f'the admin API answers {answer.status_code}'}")
 
 
-def _alias(endpoint: Endpoint, ref: VersionRef) -> str:
-    for model in _rows(admin_get(endpoint, "status"), "models"):
-        if model.get("model") == ref.model:
-            target = (model.get("aliases") or {}).get(ref.label, "")
-            return str(target.get("label", "") if isinstance(target, dict) else target)
-    return ""
-
-
-def _rows(answer: Any, name: str) -> list[dict[str, Any]]:
-    """The list in an answer, whether bare or under `name` or `data`."""
-    if isinstance(answer, dict):
-        answer = answer.get(name, answer.get("data", []))
-    return [row for row in answer or [] if isinstance(row, dict)]
+def _json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return None
 
 
 def _unknown(subject: Subject, reason: str) -> Subject:

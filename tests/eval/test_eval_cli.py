@@ -146,11 +146,9 @@ class Admin(http.server.BaseHTTPRequestHandler):
     """The admin API's contract, as far as evaluation reads it."""
 
     answers: ClassVar[dict[str, Any]] = {
-        "/admin/v1/models/assistant/versions": [
-            {"label": "v1", "digest": "sha256:" + "1" * 64},
-            {"label": "v2", "digest": "sha256:" + "2" * 64},
-        ],
-        "/admin/v1/status": {"models": [{"model": "assistant", "aliases": {"champion": "v2"}}]},
+        "/admin/v1/models/assistant/versions/v1": {"label": "v1", "digest": "sha256:" + "1" * 64},
+        "/admin/v1/models/assistant/versions/v2": {"label": "v2", "digest": "sha256:" + "2" * 64},
+        "/admin/v1/models/assistant/versions/champion": {"label": "v2", "digest": "sha256:" + "2" * 64},
         "/admin/v1/cost": {
             "unit_costs": [
                 {
@@ -168,7 +166,8 @@ class Admin(http.server.BaseHTTPRequestHandler):
         answer = self.answers.get(self.path)
         self.send_response(200 if answer is not None else 404)
         self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
+        unknown = {"error": {"message": f"there is nothing at {self.path}"}}
+        self.wfile.write(json.dumps(answer if answer is not None else unknown).encode())
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Quiet."""
@@ -201,4 +200,4 @@ def test_with_the_admin_api_aliases_digests_and_costs_are_known(
     assert "several versions may answer" in routed.stderr
     unknown = cli.call("run", str(suite), "--model", "assistant@v9", *where)
     assert unknown.returncode == 2
-    assert "registered: assistant@v1, assistant@v2" in unknown.stderr
+    assert "assistant@v9 cannot be evaluated: there is nothing at" in unknown.stderr
