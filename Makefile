@@ -38,6 +38,10 @@ lint: dev ## ruff, mypy and the import rules
 test: lint ## lint, then every test (TESTS="tests/eval -k drift" for some)
 	@$(BIN)/python -m pytest $(TESTS)
 
+.PHONY: docs
+docs: dev ## Write docs/cli.md anew from the commands' help
+	@$(BIN)/python -m serving.commands.reference > $(CACHE)/cli.md && mv $(CACHE)/cli.md docs/cli.md
+
 .PHONY: lock
 lock: dev ## Resolve requirements/*.txt anew (UPGRADE=1 for the newest versions)
 	@$(BIN)/python requirements/compile.py $(if $(UPGRADE),--upgrade)

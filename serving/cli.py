@@ -16,10 +16,10 @@ from typer.core import TyperGroup
 from registry import terminal
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "up": ("serving.commands.up:app", "Start engines, router and admin API from a configuration, in the foreground."),
+    "up": ("serving.commands.up:app", "Start engines, router and admin API, in the foreground."),
     "down": ("serving.commands.down:app", "Stop a yard, and whatever a dead one left running."),
     "status": ("serving.commands.status:app", "Engines, route, speed and cost per version, live with --watch."),
-    "apply": ("serving.commands.apply:app", "Show what a changed configuration would do to the running yard; do it."),
+    "apply": ("serving.commands.apply:app", "Show what a changed configuration would do, then do it."),
     "versions": ("serving.commands.versions:app", "Register, list, show and retire versions."),
     "alias": ("serving.commands.alias:app", "Names such as `champion` that point to a version."),
     "route": ("serving.commands.route:app", "How a model's traffic is divided: set, show, history."),
@@ -77,7 +77,7 @@ def root() -> None:
     """
 
 
-def help_for(arguments: list[str]) -> str | None:
+def help_for(arguments: list[str], width: int | None = None) -> str | None:
     """The help that `arguments` ask for; None where they ask for none, or for a command that is not there.
 
     Typer would convert parameters before it shows help, for which it imports pydantic: 220 ms that help need not take.
@@ -86,7 +86,7 @@ def help_for(arguments: list[str]) -> str | None:
     if "--help" not in words:
         return None
     command: Any = typer.main.get_command(app)
-    context = command.context_class(command, info_name="modelyard")
+    context = command.context_class(command, info_name="modelyard", terminal_width=width)
     for word in words:
         if word == "--help" or not isinstance(command, TyperGroup):
             break

@@ -6,9 +6,6 @@ HTTP client, because importing httpx takes 300 ms and a command should not.
 
 from __future__ import annotations
 
-import difflib
-import getpass
-import http.client
 import json
 import os
 from pathlib import Path
@@ -72,6 +69,8 @@ class AdminClient:
         return value
 
     def _exchange(self, method: str, target: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
+        import http.client  # noqa: PLC0415 - 20 ms that --help need not take
+
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout_s)
         try:
@@ -102,6 +101,8 @@ class AdminClient:
         status, content = self._exchange("GET", self._prefix + "/admin/v1/models", None, {})
         if status != 200:
             return ""
+        import difflib  # noqa: PLC0415 - only on this way
+
         models = json.loads(content)
         named = {one["model"]: [*one["versions"], *one["aliases"]] for one in models}
         known = {*named, *(label for name in words for label in named.get(name, ()))}
@@ -122,6 +123,8 @@ def _words(body: Any) -> list[str]:
 
 def actor() -> str:
     """Who is asking, for the audit: the user's name on this machine."""
+    import getpass  # noqa: PLC0415 - not for --help
+
     try:
         return os.environ.get("MODELYARD_ACTOR") or getpass.getuser()
     except (KeyError, OSError):
