@@ -96,7 +96,8 @@ class Peer:
 def modelyard(port: int, folder: Path) -> list[str]:
     config = folder / "yard.yaml"
     config.write_text(YARD.format(port=port, admin_port=port + 1, a=ENGINE_PORTS[0], b=ENGINE_PORTS[1]))
-    return [sys.executable, "-m", "serving.cli", "up", str(config), "--state-dir", str(folder / "state")]
+    program = "import sys; sys.argv[0] = 'modelyard'; from serving.cli import main; main()"
+    return [sys.executable, "-c", program, "up", str(config), "--state-dir", str(folder / "state")]
 
 
 def nginx(port: int, folder: Path) -> list[str]:

@@ -131,6 +131,7 @@ class Connection(asyncio.Protocol):
         self._backend = backend
         self._now = now
         self._receiver: Receiver | None = None
+        self._parser = httptools.HttpResponseParser(self)
         self._idle_s = IDLE_S
         self.idle_until = 0.0
 
@@ -148,8 +149,10 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._complete = False
         self._answer_ends_with_connection = False
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport.writelines(data)
+        if len(data) == 1:
+            self._transport.write(data[0])
+        else:
+            self._transport.writelines(data)
 
     def abandon(self) -> None:
         """Stop the exchange: the engine notices that its client has gone and stops generating."""
