@@ -36,7 +36,10 @@ class Changed:
 
 
 class Changes:
-    """Every method is atomic in the registry and audited there; routes and aliases are in force when it returns."""
+    """Every method is atomic in the registry and audited there; routes and aliases are in force when it returns.
+
+    `declared` says whether the configuration in force has a version (model, label).
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Changes:
         *,
         replicas: Callable[[], Sequence[RunningReplica]],
         environment: Environment,
+        declared: Callable[[str, str], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
@@ -53,13 +57,15 @@ class Changes:
         self._publisher = publisher
         self._replicas = replicas
         self._environment = environment
+        self._declared = declared
         self._clock = clock
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
+        """Held while traffic changes; an apply holds it while what is declared changes."""
 
     async def set_route(self, model: str, weights: Mapping[str, int], *, actor: str, force: bool = False) -> Changed:
         """Divide the model's traffic anew. Raises NotFoundError, ConflictError, or ValueError for unusable weights."""
         started = time.perf_counter()
-        async with self._lock:
+        async with self.lock:
             before = await asyncio.to_thread(self.route, model)
             ordered = in_order(check_weights(weights), before.weights)
             if not force:
@@ -73,7 +79,7 @@ class Changes:
     async def roll_back(self, model: str, to: int | None, *, actor: str) -> Changed:
         """Bring an earlier revision back: `to`, or the one before. Every key returns to the version it had then."""
         started = time.perf_counter()
-        async with self._lock:
+        async with self.lock:
             before = await asyncio.to_thread(self.route, model)
             target = await asyncio.to_thread(self._target, model, to)
             route = await asyncio.to_thread(
@@ -152,9 +158,13 @@ class Changes:
         """More traffic only goes where somebody can answer it."""
         for label, weight in weights.items():
             states = [one.state for one in self._replicas() if (one.model, one.label) == (model, label)]
-            if weight > before.get(label, 0) and "ready" not in states:
+            if weight <= before.get(label, 0):
+                continue
+            declared = self._declared(model, label)
+            if not declared or "ready" not in states:
                 self._registry.version(model, label)
-                why = f"its engines are {', '.join(states)}" if states else "the configuration in force starts none"
+                is_there = declared and states
+                why = f"its engines are {', '.join(states)}" if is_there else "the configuration in force starts none"
                 raise ConflictError(
                     f"{model}@{label} has no ready engine ({why})",
                     remedy="start one (`modelyard apply`), wait for it, or force it",

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -127,33 +128,29 @@ class Desk:
         Raises RefusedError, UserError or RegistryError, and then no engine was touched. Where the router and the admin
         API listen changes with the next start only.
         """
+        parts = self._parts
         async with self._apply_lock:
             config = config.model_copy(update={"server": self._server_of(config)})
-            running = self._parts.supervisor.replicas()
-            plan, drafts = await asyncio.to_thread(
-                self._parts.applier.prepare, config, base, running, fetching=not dry_run
-            )
+            running = parts.supervisor.replicas()
+            prepare = partial(parts.applier.prepare, config, base, running)
+            plan, _ = await asyncio.to_thread(prepare, fetching=not dry_run)  # may take minutes: traffic can change
             if dry_run:
                 return plan
-            at = time.time()
-            await asyncio.to_thread(self._parts.applier.register, plan, drafts, config, base, actor=actor, at=at)
-            traits = traits_of(config)
-            there = {one.id: one.digest for one in running}
-            wanted = await asyncio.to_thread(self._parts.applier.wanted, config, base, running=there)
-            self._parts.config = config
-            self._parts.publisher.configure(traits, limits_of(config.server))
-            await self._parts.workers.resize(config.server.workers)
-            await self._parts.supervisor.apply(wanted, drain=self._emptied)
-            await self._parts.publisher.publish()
-            steps = [f"{step.kind} {step.subject}" for step in plan.changes]
-            await asyncio.to_thread(
-                self._parts.registry.record,
-                "config.apply",
-                self._info().config,
-                actor=actor,
-                at=at,
-                after={"steps": steps},
-            )
+            async with parts.changes.lock:
+                plan, drafts = await asyncio.to_thread(prepare, fetching=True)
+                at = time.time()
+                await asyncio.to_thread(parts.applier.register, plan, drafts, config, base, actor=actor, at=at)
+                traits = traits_of(config)
+                there = {one.id: one.digest for one in running}
+                wanted = await asyncio.to_thread(parts.applier.wanted, config, base, running=there)
+                parts.config = config
+                parts.publisher.configure(traits, limits_of(config.server))
+            await parts.workers.resize(config.server.workers)
+            await parts.supervisor.apply(wanted, drain=self._emptied)
+            await parts.publisher.publish()
+            after = {"steps": [f"{step.kind} {step.subject}" for step in plan.changes]}
+            record = partial(parts.registry.record, "config.apply", self._info().config)
+            await asyncio.to_thread(record, actor=actor, at=at, after=after)
             return plan
 
     def _server_of(self, config: YardConfig) -> ServerConfig:

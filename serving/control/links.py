@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,10 @@ from serving.router.table import Table
 log = logging.getLogger("modelyard.workers")
 
 RECONNECT_S = 0.05
-RECONNECT_MAX_S = 1.0
+RECONNECT_MAX_S = 0.5
+HURRY_S = 10.0
+HURRY_STEP_S = 0.005
+"""A worker without a table answers 503, so one that has just started must not wait for it."""
 READ_BYTES = 256 * 1024
 
 
@@ -62,6 +66,7 @@ class WorkerLink:
         self._socket = socket
         self._on_failure = on_failure
         self._on_hello = on_hello
+        self._hurry_until = 0.0
         self._table: Table | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._changed = asyncio.Condition()
@@ -78,6 +83,10 @@ class WorkerLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+
+    def hurry(self) -> None:
+        """The worker is being started: connect to it as soon as it listens."""
+        self._hurry_until = time.monotonic() + HURRY_S
 
     def publish(self, table: Table) -> None:
         """Send the table, now or as soon as there is a connection."""
@@ -120,8 +129,9 @@ class WorkerLink:
                 reader, writer = await asyncio.open_unix_connection(str(self._socket))
                 delay_s = RECONNECT_S
                 await self._converse(reader, writer)
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, RECONNECT_MAX_S)
+            hurry = time.monotonic() < self._hurry_until
+            await asyncio.sleep(HURRY_STEP_S if hurry else delay_s)
+            delay_s = RECONNECT_S if hurry else min(delay_s * 2, RECONNECT_MAX_S)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         framer = Framer()

@@ -359,6 +359,7 @@ class Workers:
     def _spawn(self, worker: Worker) -> None:
         worker.socket.unlink(missing_ok=True)
         worker.link.hello = None
+        worker.link.hurry()
         path = worker.folder / "log"
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(worker.folder / "log.1")

@@ -90,6 +90,7 @@ class Yard:
         self._device = "cpu"
         self._adopted = 0
         self._forced = False
+        self._is_up = asyncio.Event()
         self._info = YardInfo(os.getpid(), "", "", str(path.absolute()), time.time())
 
     # Start
@@ -100,6 +101,7 @@ class Yard:
             await self._open()
             await self._bring_up()
             await self._wait_for_engines()
+            self._is_up.set()
         except BaseException:
             await self._stop_everything(0.0)
             raise
@@ -127,6 +129,7 @@ class Yard:
             publisher,
             replicas=supervisor.replicas,
             environment=engine_environment(self._path.parent),
+            declared=self._declares,
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
         applier = Applier(registry, store, progress=self._ui.progress)
@@ -332,6 +335,11 @@ class Yard:
         self._tasks.append(task)
         task.add_done_callback(lambda done: self._tasks.remove(done) if done in self._tasks else None)
 
+    def _declares(self, model: str, label: str) -> bool:
+        """Whether the configuration in force has the version."""
+        found = self.parts.config.models.get(model)
+        return found is not None and label in found.versions
+
     def _device_of(self, replica: str) -> str | None:
         """The device whose time a replica's requests took; None for an engine that somebody else runs."""
         if replica.rpartition("/")[0] in self._external:
@@ -357,6 +365,7 @@ class Yard:
 
     async def reload(self) -> None:
         """Apply the file that the yard was started with again (SIGHUP). What is wrong with it is told, not raised."""
+        await self._is_up.wait()
         try:
             config = await asyncio.to_thread(load, self._path)
             plan = await self.desk.apply(config, self._path.absolute().parent, actor=_user(), dry_run=False)
@@ -384,6 +393,7 @@ async def run(path: Path, state: StateDir, options: Options, ui: Ui) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, lambda: yard.spawn(yard.reload()))
     starting = asyncio.create_task(yard.start())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -394,7 +404,6 @@ async def run(path: Path, state: StateDir, options: Options, ui: Ui) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         await starting
-        loop.add_signal_handler(signal.SIGHUP, lambda: yard.spawn(yard.reload()))
         await stopping
         ui.stopping("finishing what is in flight; Ctrl-C again to stop at once")
         await yard.stop(force)

@@ -1,0 +1,216 @@
+"""A yard as a process: signals, death and adoption. `modelyard up` with fake engines, so no model is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from engines.fixtures import FakeEngine
+from yard_harness import CONFIG, until
+
+from registry.state import StateDir, YardInfo
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class YardProcess:
+    """`modelyard up` on one state directory, as often as it is started."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.state = StateDir(folder / "state")
+        self.path = folder / "yard.yaml"
+        self.path.write_text(text)
+        self.log = folder / "up.log"
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> YardInfo:
+        """Start it and wait until it is ready to serve."""
+        program = [sys.executable, "-c", "from serving.cli import main; main()"]
+        argv = [*program, "up", str(self.path), "--state-dir", str(self.state.root)]
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*argv, "--port", str(self.port)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        info: YardInfo = until(self._answers, 30.0)
+        self.port = int(info.url.rpartition(":")[2])
+        return info
+
+    def _answers(self) -> YardInfo | None:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        info = self.state.read_yard()
+        if info is None or info.pid != self.process.pid:
+            return None
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{info.url}/health/ready", trust_env=False).status_code == 200:
+                return info
+        return None
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def worker_pids(self) -> list[int]:
+        return [json.loads(path.read_text())["pid"] for path in self.state.workers.glob("*/worker.json")]
+
+    def clean(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for pid in self.worker_pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+
+
+Start = Callable[..., YardProcess]
+
+
+@pytest.fixture
+def yard(tmp_path: Path, fake_engine: Callable[..., FakeEngine]) -> Iterator[Start]:
+    made: list[YardProcess] = []
+
+    def make(*flags: str, workers: int = 1) -> YardProcess:
+        engines = [fake_engine("--events", "4", *flags) for _ in range(2)]
+        made.append(YardProcess(tmp_path, CONFIG.format(workers=workers, first=engines[0].url, second=engines[1].url)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.clean()
+
+
+class Load:
+    """Requests in a few threads, one after another, from entry to exit; counts how each ended."""
+
+    def __init__(self, url: str, threads: int = 3) -> None:
+        self.ended: Counter[Any] = Counter()
+        self._url = f"{url}/v1/chat/completions"
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _run(self) -> None:
+        body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+        with httpx.Client(trust_env=False, timeout=20) as client:
+            while not self._stop.is_set():
+                try:
+                    ended: Any = client.post(self._url, json=body).status_code
+                except httpx.HTTPError as error:
+                    ended = repr(error)
+                with self._lock:
+                    self.ended[ended] += 1
+                time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process lives (an adopted child of a killed parent may stay a zombie for a while)."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def completed(info: YardInfo) -> int:
+    usage = httpx.get(f"{info.admin_url}/admin/v1/cost", trust_env=False, timeout=20).json()["usage"]
+    return sum(one["requests"].get("completed", 0) for one in usage)
+
+
+def test_a_control_plane_killed_under_load_fails_no_request_and_counts_each_once(yard: Start) -> None:
+    one = yard(workers=2)
+    info = one.start()
+    workers = one.worker_pids()
+    with Load(info.url) as load:
+        for pause_s in (0.3, 1.1):
+            time.sleep(pause_s)
+            one.send(signal.SIGKILL)
+            one.wait()
+            info = one.start()
+            time.sleep(0.5)
+    time.sleep(0.2)
+    assert set(load.ended) == {200}
+    assert completed(info) == load.ended[200]
+    assert sorted(one.worker_pids()) == sorted(workers)
+    one.send(signal.SIGTERM)
+    assert one.wait() == 0
+    assert not any(map(runs, workers))
+
+
+def test_a_killed_worker_loses_only_its_own_connections(yard: Start) -> None:
+    one = yard(workers=2)
+    info = one.start()
+    with Load(info.url, threads=4) as load:
+        time.sleep(0.5)
+        os.kill(one.worker_pids()[0], signal.SIGKILL)
+        time.sleep(1.5)
+    failed = {ended: count for ended, count in load.ended.items() if ended != 200}
+    assert sum(failed.values()) <= 4, failed
+    until(lambda: sum(map(runs, one.worker_pids())) == 2)
+    time.sleep(0.2)
+    lost_at_most = load.ended[200] - completed(info)
+    assert -4 <= lost_at_most <= 100
+    one.send(signal.SIGINT)
+    assert one.wait() == 0
+
+
+def test_a_second_interrupt_stops_at_once(yard: Start) -> None:
+    one = yard("--stall-after-events", "2")
+    one.path.write_text(one.path.read_text().replace("drain_s: 5", "drain_s: 60"))
+    info = one.start()
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, trust_env=False, timeout=30) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        workers = one.worker_pids()
+        one.send(signal.SIGINT)
+        time.sleep(1.0)
+        assert one.process is not None
+        assert one.process.poll() is None
+        one.send(signal.SIGINT)
+        assert one.wait(10) == 0
+        with contextlib.suppress(httpx.HTTPError):
+            list(lines)
+    assert not any(map(runs, workers))
+    assert one.state.read_yard() is None
+
+
+def test_a_hangup_applies_the_file_again(yard: Start) -> None:
+    one = yard()
+    info = one.start()
+    one.path.write_text(one.path.read_text().replace("workers: 1", "workers: 2"))
+    one.send(signal.SIGHUP)
+    until(lambda: len(one.worker_pids()) == 2)
+    assert httpx.get(f"{info.url}/health/ready", trust_env=False).status_code == 200
+    one.send(signal.SIGINT)
+    assert one.wait() == 0
