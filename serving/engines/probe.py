@@ -15,7 +15,8 @@ import httpx
 from serving.engines.base import Capabilities, Launch
 
 READY_TIMEOUT_S: Final = 2.0
-ASK_TIMEOUT_S: Final = 30.0
+ASK_TIMEOUT_S: Final = 120.0
+"""The first request of its kind may compile kernels: vLLM on a busy CPU took over 30 s."""
 _WORDS: Final = "yes yes yes yes"
 _NOT_AN_ENDPOINT: Final = frozenset((404, 405, 501))
 _UNAUTHORIZED: Final = frozenset((401, 403))

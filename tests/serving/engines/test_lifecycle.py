@@ -75,8 +75,8 @@ def test_no_event_breaks_a_life(policy: Policy, events: list[tuple[str, float]])
 def test_threads_are_shared_evenly(cores: int, engines: int) -> None:
     threads = threads_per_engine(cores, engines)
     assert threads >= 1
-    if cores >= engines >= 1:
-        assert threads * engines <= cores < (threads + 1) * engines
+    if cores > engines >= 1:
+        assert threads * engines < cores <= (threads + 1) * engines
 
 
 def test_it_fails_for_good_after_three_deaths_before_it_was_ready() -> None:

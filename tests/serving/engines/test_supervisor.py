@@ -317,7 +317,7 @@ def test_a_child_sees_no_key_of_ours(root: Path, faulty: Faulty, monkeypatch: py
         await supervisor.wait_ready(20)
         environ = psutil.Process(one(supervisor).pid).environ()
         assert not [name for name, value in environ.items() if "secret" in value]
-        assert environ["LLAMA_ARG_THREADS"] == "3"
+        assert environ["LLAMA_ARG_THREADS"] == "2"
         assert psutil.Process(one(supervisor).pid).cmdline()[-1] == "assistant@v1"
 
     supervised(root, body, cores=3)
