@@ -42,9 +42,9 @@ def up(
     import asyncio  # noqa: PLC0415 - all of this costs over a second
     import logging  # noqa: PLC0415
 
-    from registry.errors import RegistryError  # noqa: PLC0415
+    from registry.errors import ArtifactError, RegistryError  # noqa: PLC0415
     from registry.state import StateDir  # noqa: PLC0415
-    from registry.terminal import UserError  # noqa: PLC0415
+    from registry.terminal import NotThereError, UserError  # noqa: PLC0415
     from serving.commands.screen import LOUD_LOGGERS, Screen, ScreenLog  # noqa: PLC0415
     from serving.control.ui import Options  # noqa: PLC0415
     from serving.control.yard import run  # noqa: PLC0415
@@ -56,6 +56,8 @@ def up(
     options = Options(host=host, port=port, admin_port=admin_port, workers=workers, ready_timeout_s=ready_timeout)
     try:
         asyncio.run(run(config, StateDir.find(state_dir), options, screen))
+    except ArtifactError as error:
+        raise NotThereError(str(error)) from error
     except RegistryError as error:
         raise UserError(str(error)) from error
     finally:

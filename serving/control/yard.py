@@ -191,8 +191,9 @@ class Yard:
             await self._wait_for_adoption()
         await self._look()
         await self.parts.publisher.publish()
-        await self._admin.start()
         await self.parts.accounts.refill()
+        await self.parts.accounts.step()  # the first scrape finds every count: a counter never seems to begin again
+        await self._admin.start()
         self.parts.sampler.start()
         self.spawn(self._pulse())
         self.spawn(self.parts.publisher.run())

@@ -187,8 +187,6 @@ class Router:
         missing = self.snapshot.not_answering()
         if self.draining:
             state = "draining"
-        elif not self.snapshot.generation:
-            state = "waiting for the first routing table"
         elif missing:
             state = "engines are not ready"
         else:
@@ -199,11 +197,9 @@ class Router:
     # --- an exchange's side ---
 
     def resolve(self, name: str) -> Target:
-        """What `name` stands for. Raises ApiError (404, or 503 before the first table)."""
+        """What `name` stands for. Raises ApiError (404)."""
         target = self.snapshot.targets.get(name)
         if target is None:
-            if not self.snapshot.generation:
-                raise ApiError(503, "The router is starting.", code="starting", retry_after_s=1)
             raise self._unknown(name)
         return target
 

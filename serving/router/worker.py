@@ -46,6 +46,9 @@ class Worker:
         self._segments_folder = segments
         self._started_at = time.time()
         self._stop = asyncio.Event()
+        self._has_table = asyncio.Event()
+        """Set by the first table. Only then do we listen: among workers that share a port, one that cannot route yet
+        would take connections from those that can."""
         self._drain_s = DRAIN_S
         self._loop_lag_s = 0.0
 
@@ -64,9 +67,8 @@ class Worker:
             rng=random.Random(),  # noqa: S311 - buckets, not secrets
             report=self._report,
         )
-        listener = _listen(self._host, self._port)
-        self._port = listener.getsockname()[1]
-        server = await loop.create_server(lambda: Client(self._router), sock=listener, backlog=BACKLOG)
+        self._listener = _bind(self._host, self._port)
+        self._port = self._listener.getsockname()[1]
         self._link = ControlLink(
             self._control_path, hello=self._hello, publish=self._publish, drain=self._begin_drain, stats=self._stats
         )
@@ -77,9 +79,14 @@ class Worker:
         gc.collect()
         gc.freeze()  # what start-up made stays: collections need not look at it again
         gc.set_threshold(20_000, 20, 20)
+        server: asyncio.AbstractServer | None = None
         try:
+            await _first(self._stop, self._has_table)
+            if not self._stop.is_set():
+                server = await loop.create_server(lambda: Client(self._router), sock=self._listener, backlog=BACKLOG)
             await self._stop.wait()
-            server.close()
+            if server is not None:
+                server.close()
             self._router.drain()
             try:
                 async with asyncio.timeout(self._drain_s):
@@ -89,6 +96,7 @@ class Worker:
                 self._router.cut_off()
         finally:
             periodic.cancel()
+            self._listener.close()
             self._segments.close()
             self._link.report(self._stats())
             self._link.close()
@@ -110,7 +118,11 @@ class Worker:
         self._link.report(message)
 
     def _publish(self, table: Table) -> Up:
-        return self._router.publish(table)
+        applied = self._router.publish(table)
+        if not self._has_table.is_set():
+            self._listener.listen(BACKLOG)  # before Applied is said: from then on connections are welcome
+            self._has_table.set()
+        return applied
 
     def _begin_drain(self, deadline_s: float) -> None:
         self._drain_s = deadline_s
@@ -140,8 +152,18 @@ def resident_bytes() -> int:
         return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that other workers of this yard may share. Raises OSError where the address is not to be had."""
+async def _first(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket, not listening yet, on a port that other workers of this yard may share. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

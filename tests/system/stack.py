@@ -147,10 +147,10 @@ class Stack:
         return found
 
     def pid_of(self, needle: str) -> int:
-        """The process of this yard whose command line holds `needle`."""
-        matches = [process for process in self.processes() if needle in " ".join(process.cmdline())]
-        assert len(matches) == 1, f"{len(matches)} processes with {needle!r}"
-        return matches[0].pid
+        """The process of this yard whose command line holds `needle`; 0 where there is none."""
+        matches = [process.pid for process in self.processes() if needle in " ".join(process.cmdline())]
+        assert len(matches) <= 1, f"{len(matches)} processes with {needle!r}"
+        return matches[0] if matches else 0
 
     def clean_up(self) -> None:
         """End everything, however it stands."""
