@@ -208,13 +208,13 @@ Modelyard is up after {took_s:.1f} s{adopted}: {ready.url}  (admin API: {ready.a
 Ask it; the header x-modelyard-version says which version answered:
   curl -i {ready.url}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{{"model": "{model}", "temperature": 0, "max_tokens": 32,
-         "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+         "messages": [{{"role": "user", "content": "Name three primary colors."}}]}}'
 
 From Python, with the official SDK (pip install openai):
   from openai import OpenAI
   client = OpenAI(base_url="{ready.url}/v1", api_key="none")
   answer = client.chat.completions.create(
-      model="{model}", messages=[{{"role": "user", "content": "Name three colours."}}], max_tokens=32)
+      model="{model}", messages=[{{"role": "user", "content": "Write one sentence about the sea."}}], max_tokens=32)
   print(answer.choices[0].message.content)
 
 Next, in another terminal:
