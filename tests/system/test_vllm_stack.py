@@ -1,0 +1,82 @@
+"""vLLM behind the router: both versions answer under one name, and their tokens are counted exactly."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from stack import Stack
+
+pytestmark = [pytest.mark.system, pytest.mark.vllm, pytest.mark.timeout(600)]
+ARGUMENTS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 4, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
+ASK = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def predicted(stack: Stack) -> dict[str, tuple[int, int]]:
+    """Prompt and completion tokens that each engine says it has worked on, by version."""
+    found = {}
+    for engine in stack.admin("/status")["engines"]:
+        text = httpx.get(f"http://{engine['host']}:{engine['port']}/metrics", timeout=30).text
+        counts = [
+            re.search(rf"^vllm:{name}_tokens_total\{{[^}}]*\}} ([\d.e+]+)", text, re.MULTILINE)
+            for name in ("prompt", "generation")
+        ]
+        found[engine["id"].partition("/")[0]] = tuple(int(float(count[1])) for count in counts if count)
+    return found
+
+
+def counted(stack: Stack) -> dict[str, tuple[int, int]]:
+    time.sleep(1.5)
+    usage = stack.json("cost")["usage"]
+    return {row["version"]: (row["prompt_tokens"], row["completion_tokens"]) for row in usage}
+
+
+def test_two_vllm_versions_behind_one_name(
+    yard: Callable[[str], Stack], vllm_python: str, vllm_checkpoints: tuple[Path, Path]
+) -> None:
+    versions = {
+        label: {"engine": "vllm", "python": vllm_python, "artifact": f"file:{folder}", "engine_args": ARGUMENTS}
+        for label, folder in zip(("v1", "v2"), vllm_checkpoints, strict=True)
+    }
+    model = {"versions": versions, "route": {"v1": 5000, "v2": 5000}, "fallback": ["v1"]}
+    stack = yard(f"models: {json.dumps({'assistant': model})}").up(timeout_s=400)
+    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0, timeout=120)
+    before = predicted(stack)
+    tokens_before = counted(stack)
+    answered: Counter[str] = Counter()
+    for number in range(12):
+        session = {"x-session-id": f"s{number}"}
+        name = ("assistant", "assistant@v1", "assistant@v2")[number % 3]
+        options = {"stream": True} if number % 2 else {}
+        if number % 4 == 3:
+            options["stream_options"] = {"include_usage": True}
+        raw = client.chat.completions.with_raw_response.create(
+            model=name, messages=ASK, max_tokens=6, temperature=0, extra_headers=session, **options
+        )
+        version = raw.headers["x-modelyard-version"]
+        answered[version] += 1
+        assert name in ("assistant", version)
+        answer = raw.parse()
+        if options:
+            chunks = list(answer)
+            assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
+            assert [bool(chunk.usage) for chunk in chunks if not chunk.choices] == [True] * (
+                "stream_options" in options
+            )
+        else:
+            assert answer.usage.completion_tokens <= 6
+    assert set(answered) == {"assistant@v1", "assistant@v2"}
+    after, tokens_after = predicted(stack), counted(stack)
+    for version in answered:
+        engine = tuple(b - a for a, b in zip(before[version], after[version], strict=True))
+        ours = tuple(b - a for a, b in zip(tokens_before.get(version, (0, 0)), tokens_after[version], strict=True))
+        assert ours == engine
+    assert stack.stop() == 0
+    assert not stack.processes()
