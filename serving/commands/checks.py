@@ -89,7 +89,7 @@ def python_version() -> Check:
 def base_packages() -> Check:
     lacking = [name for name in BASE if importlib.util.find_spec(name) is None]
     if lacking:
-        return Check("packages", "fail", f"missing: {', '.join(lacking)}", "run `make setup`, or pip install modelyard")
+        return Check("packages", "fail", f"missing: {', '.join(lacking)}", "run `make setup`")
     try:
         return Check("packages", "ok", f"modelyard {importlib.metadata.version('modelyard')} with its base")
     except importlib.metadata.PackageNotFoundError:
@@ -103,14 +103,14 @@ def extras() -> Iterator[Check]:
             yield Check(f"extra {name}", "ok", purpose)
         else:
             result: Result = "note" if name == "embed" else "warn"
-            remedy = f"pip install 'modelyard[{name}]', if you want {purpose}"
+            remedy = f"pip install '.[{name}]' in the project's folder, if you want {purpose}"
             yield Check(f"extra {name}", result, f"missing: {', '.join(lacking)}", remedy)
 
 
 def llama_cpp() -> Check:
     """Loads the wheel in a process of its own: one built for another processor would end this one."""
     if importlib.util.find_spec("xllamacpp") is None:
-        return Check("llama.cpp", "warn", "not installed", "pip install 'modelyard[llamacpp]', or use another engine")
+        return Check("llama.cpp", "warn", "not installed", "run `make setup`, or use another engine")
     argv = [sys.executable, "-c", "import xllamacpp"]
     try:
         result = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
