@@ -96,6 +96,18 @@ def test_a_finished_set_up_costs_nothing(tmp_path: Path) -> None:
     assert [path.name for path in venv.iterdir()] == ["modelyard-installed.json"]
 
 
+def test_an_old_python_is_one_sentence() -> None:
+    code = (
+        "import sys; sys.argv = ['install.py', 'quickstart']; sys.path.insert(0, 'requirements'); import install; "
+        "sys.version_info = (3, 9, 2); install.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Modelyard needs Python 3.11 or newer" in result.stderr
+    assert "is 3.9" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_an_unknown_set_is_one_sentence() -> None:
     argv = [sys.executable, "requirements/install.py", "everything"]
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
