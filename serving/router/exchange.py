@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from registry.usage import Outcome, RequestRecord
-from serving.errors import ApiError, envelope
+from serving.errors import ApiError
 from serving.router import openai_wire, split
-from serving.router.http1 import status_line
+from serving.router.answer import Answer
 from serving.router.snapshot import HEADER, Target, VersionState
-from serving.router.sse import Scanner
 from serving.router.table import ANY_NAME
 from serving.router.upstream import Backend, Connection
 
@@ -25,16 +24,8 @@ if TYPE_CHECKING:
     from serving.router.router import Router
 
 FAILOVER_STATUSES: Final = frozenset({500, 502, 503, 504})
-HELD_BYTES_MAX: Final = 64 * 1024
-"""What is held back of a stream until its first content; a longer preamble commits."""
-ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
-"""A whole answer up to this size is read for its usage."""
 FORWARDED: Final = (b"content-type", b"accept", b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version")
 """Request headers that an engine gets to see. Credentials are not among them."""
-RETURNED: Final = frozenset(
-    {b"content-type", b"content-disposition", b"retry-after", b"openai-processing-ms", b"openai-model"}
-)
-"""Answer headers that a client gets to see, beside our own."""
 
 
 class Exchange:
@@ -42,25 +33,16 @@ class Exchange:
 
     __slots__ = (
         "_answer",
-        "_answer_bytes",
         "_backend",
-        "_body_sent",
         "_candidates",
-        "_chunked",
-        "_committed",
         "_connecting",
         "_connection",
-        "_head",
-        "_held",
-        "_held_bytes",
         "_last_data",
         "_last_error",
-        "_last_event",
         "_next",
         "_paused",
         "_peek",
         "_router",
-        "_scanner",
         "_started",
         "_target",
         "_version",
@@ -80,9 +62,7 @@ class Exchange:
         self._backend: Backend | None = None
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._scanner: Scanner | None = None
-        self._head = b""
-        self._committed = False
+        self._answer: Answer | None = None
         self._paused = False
         self._last_error: ApiError | None = None
         self.record = RequestRecord(
@@ -165,8 +145,7 @@ class Exchange:
         record.attempts += 1
         record.version = self._version.label
         record.replica = backend.config.id
-        self._scanner = None
-        self._head = b""
+        self._answer = None
         self._take(backend)
         now = self._router.now()
         if record.attempts == 1:
@@ -239,97 +218,46 @@ class Exchange:
                 self._leave_connection()
                 self._attempt()
                 return
-        record = self.record
-        record.status = status
-        lines = [status_line(status), b"x-request-id: %b\r\n" % record.request_id.encode("ascii")]
-        length = b""
-        streamed = False
-        for name, value in headers:
-            if name == b"content-length":
-                length = value
-            elif name in RETURNED:
-                lines.append(b"%b: %b\r\n" % (name, value))
-                streamed = streamed or (name == b"content-type" and value.startswith(b"text/event-stream"))
-        lines.append(self._version.head)
-        lines.append(b"x-modelyard-attempts: %d\r\n" % record.attempts)
-        self._answer: list[bytes] = []
-        self._answer_bytes = 0
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        if streamed:
-            self._scanner = Scanner(hide_usage=self._asks_for_usage)
-            lines.append(b"cache-control: no-cache\r\nx-accel-buffering: no\r\n")
-            length = b""
-        self._chunked = False
-        if length:
-            lines.append(b"content-length: %b\r\n" % length)
-        elif self.request.http11:
-            self._chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        else:
-            self.request.keep_alive = False
-        self._head = b"".join(lines)
+        self.record.status = status
+        self._answer = Answer(
+            self.client,
+            self.request,
+            self.record,
+            self._version,
+            started=self._started,
+            hide_usage=self._asks_for_usage,
+            headers=headers,
+        )
 
     def on_body(self, data: bytes) -> None:
-        now = self._router.now()
-        self._last_data = now
-        scanner = self._scanner
-        if scanner is None:
-            self._answer_bytes += len(data)
-            if self._answer_bytes <= ANSWER_BYTES_MAX:
-                self._answer.append(data)
-            self._forward(data)
-            return
-        before = scanner.content_events
-        data = scanner.feed(data)
-        if scanner.content_events != before:
-            self._note_events(scanner.content_events - before, now)
-        if self._committed:
-            if data:
-                self._forward(data)
-        elif scanner.started or scanner.ended or scanner.error or self._held_bytes > HELD_BYTES_MAX:
-            self._forward(b"".join([*self._held, data]))
-        elif data:
-            self._held.append(data)
-            self._held_bytes += len(data)
+        now = self._last_data = self._router.now()
+        if self._answer is not None:
+            self._answer.feed(data, now)
 
     def on_end(self) -> None:
         self._connection = None
-        scanner, record = self._scanner, self.record
-        if scanner is None:
-            answer = openai_wire.read_answer(b"".join(self._answer)) if self._answer else None
-            if answer is not None:
-                self._note_usage(answer.usage)
-                record.finish_reason = answer.finish_reason
-            if not self._committed:
-                self._forward(b"")
-            self._close_answer()
-            self._finish_whole()
+        answer = self._answer
+        if answer is None:
             return
-        rest = b"" if self._committed else b"".join(self._held)
-        rest += scanner.rest()
-        if rest or not self._committed:
-            self._forward(rest)
-        self._note_usage(scanner.usage)
-        record.finish_reason = scanner.finish_reason
-        if scanner.error:
-            self._close_answer()
+        scanner = answer.scanner
+        if not answer.end():
+            self._truncate(answer, "stream_truncated", "The engine ended its answer before it was complete.")
+        elif scanner is not None and scanner.error:
             self._finish("truncated" if scanner.started else "failed", error="engine_error")
-        elif scanner.ended or record.status >= 400:
-            self._close_answer()
-            self._finish_whole()
+        elif self.record.status < 500:
+            self._finish("completed")
         else:
-            self._truncate("stream_truncated", "The engine ended its answer before it was complete.")
+            self._finish("failed", error="engine_error")
 
     def on_broken(self, error: str, *, stale: bool) -> None:
         self._connection = None
         if stale and self._backend is not None:
             self._dispatch(self._backend, self._router.now(), fresh=True)
-        elif not self._committed:
-            self._fail_attempt(error)
-        else:
+        elif (answer := self._committed_answer) is not None:
             self._router.observe_failure(self.record.replica, error)
-            self._truncate(error, "The engine stopped in the middle of its answer.")
+            self._truncate(answer, error, "The engine stopped in the middle of its answer.")
+        else:
+            self._fail_attempt(error)
 
     # --- the client's side ---
 
@@ -344,11 +272,10 @@ class Exchange:
             self._connecting.cancel()
             self._connecting = None
         self._leave_connection()
-        scanner = self._scanner
-        if scanner is not None:
-            self._note_usage(scanner.usage)
-            self.record.finish_reason = scanner.finish_reason
-        if scanner is not None and scanner.done and not scanner.error:
+        answer = self._answer
+        if answer is not None:
+            answer.note_stream()
+        if answer is not None and answer.scanner is not None and answer.scanner.done and not answer.scanner.error:
             self._finish("completed")
         else:
             self._finish("cancelled", error="client_closed")
@@ -371,11 +298,11 @@ class Exchange:
             return
         timeouts = self._target.model.config.timeouts
         waited = now - self._last_data
-        limit = timeouts.between_bytes_s if self._head else timeouts.first_byte_s
+        limit = timeouts.first_byte_s if self._answer is None else timeouts.between_bytes_s
         if timeouts.total_s and now - self._started > timeouts.total_s:
             self._time_out("total_timeout")
         elif limit and waited > limit and not self._paused:
-            self._time_out("between_bytes_timeout" if self._head else "first_byte_timeout")
+            self._time_out("first_byte_timeout" if self._answer is None else "between_bytes_timeout")
 
     def cut_off(self) -> None:
         """The router stops before the answer is complete."""
@@ -383,17 +310,17 @@ class Exchange:
             self._connecting.cancel()
             self._connecting = None
         self._leave_connection()
-        if self._committed:
-            self._truncate("router_stopping", "The router stopped before the answer was complete.")
+        if (answer := self._committed_answer) is not None:
+            self._truncate(answer, "router_stopping", "The router stopped before the answer was complete.")
         else:
             self._last_error = ApiError(503, "The router is stopping.", code="router_stopping", retry_after_s=1)
             self._give_up()
 
     def _time_out(self, error: str) -> None:
         self._leave_connection()
-        if self._committed:
+        if (answer := self._committed_answer) is not None:
             self._router.observe_failure(self.record.replica, error)
-            self._truncate(error, "The engine took too long over its answer.")
+            self._truncate(answer, error, "The engine took too long over its answer.")
         elif error == "total_timeout":
             self._router.observe_failure(self.record.replica, error)
             self._last_error = ApiError(504, "The request took longer than its total timeout.", code=error)
@@ -433,24 +360,10 @@ class Exchange:
     def request_name(self) -> str:
         return str(self._peek.model)
 
-    def _truncate(self, code: str, message: str) -> None:
-        """End a committed answer so that it cannot pass for a whole one."""
-        if self._scanner is not None:
-            self._note_usage(self._scanner.usage)
-            event = b"data: " + envelope(502, message, code=code) + b"\n\n"
-            self._forward(event)
-            self.request.keep_alive = False
-            self._close_answer()
-        else:
-            self.client.abort()
+    def _truncate(self, answer: Answer, code: str, message: str) -> None:
+        """End a committed answer that cannot be completed."""
+        answer.truncate(code, message)
         self._finish("truncated", error=code)
-
-    def _finish_whole(self) -> None:
-        """The engine's whole answer has gone to the client; a 5xx is still a failure."""
-        if self.record.status < 500:
-            self._finish("completed")
-        else:
-            self._finish("failed", error="engine_error")
 
     def _own_headers(self) -> bytes:
         return b"x-modelyard-attempts: %d\r\nx-modelyard-generation: %d\r\n" % (
@@ -468,48 +381,15 @@ class Exchange:
         record.outcome = outcome
         record.error = error
         record.duration_s = self._router.now() - self._started
-        if self._scanner is not None:
-            record.events = self._scanner.content_events
-            if record.usage_source == "none" and record.events:
-                record.usage_source = "counted"
-                record.completion_tokens = record.events
         self._router.account(self)
         self.client.exchange_ended(self)
 
     # --- small steps ---
 
-    def _forward(self, data: bytes) -> None:
-        """Write some of the answer, behind its head where that has not gone yet."""
-        self.record.response_bytes += len(data)
-        if self._chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        if not self._committed:
-            self._committed = True
-            connection = b"" if self.client.keeps_alive(self.request) else b"connection: close\r\n"
-            data = b"%b%b\r\n%b" % (self._head, connection, data)
-        self.client.write(data)
-
-    def _close_answer(self) -> None:
-        if self._chunked:
-            self.client.write(b"0\r\n\r\n")
-
-    def _note_events(self, count: int, now: float) -> None:
-        record = self.record
-        offset = now - self._started
-        if not record.first_token_s:
-            record.first_token_s = offset
-        else:
-            record.gap_max_s = max(record.gap_max_s, offset - record.last_token_s)
-        record.last_token_s = offset
-        self._version.tally.events += count
-
-    def _note_usage(self, usage: openai_wire.Usage | None) -> None:
-        if usage is not None:
-            record = self.record
-            record.prompt_tokens = usage.prompt
-            record.cached_tokens = usage.cached
-            record.completion_tokens = usage.completion
-            record.usage_source = "engine"
+    @property
+    def _committed_answer(self) -> Answer | None:
+        """The answer, if the client has seen some of it: then no other replica may begin anew."""
+        return self._answer if self._answer is not None and self._answer.committed else None
 
     def _take(self, backend: Backend) -> None:
         self._release()
