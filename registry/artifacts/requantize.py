@@ -53,7 +53,7 @@ def fetch(source: RequantizeSource, store: ArtifactStore, work: Path, progress: 
     try:
         import gguf  # noqa: F401, PLC0415  an extra, and numpy with it
     except ImportError:
-        raise ArtifactError(f"{source} needs the gguf package", remedy="pip install 'modelyard[llamacpp]'") from None
+        raise ArtifactError(f"{source} needs the gguf package", remedy="pip install '.[llamacpp]'") from None
     parent = store.verify(source.parent)
     progress.start(f"Requantising {source.parent.filename} to {source.type}", parent.stat().st_size)
     try:

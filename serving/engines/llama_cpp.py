@@ -133,7 +133,7 @@ def package_version() -> str:
         return importlib.metadata.version("xllamacpp")
     except importlib.metadata.PackageNotFoundError:
         raise EngineMissingError(
-            "the package xllamacpp is not installed: run `pip install 'modelyard[llamacpp]'`, or name a llama-server "
+            "the package xllamacpp is not installed: run `pip install '.[llamacpp]'`, or name a llama-server "
             "by engine_args.binary"
         ) from None
 

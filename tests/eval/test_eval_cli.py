@@ -35,7 +35,7 @@ def test_a_missing_extra_is_one_sentence(cli: Cli, tmp_path: Path) -> None:
     )
     found = cli.run("run", "quickstart", "--model", "x", PYTHONPATH=str(tmp_path))
     assert found.returncode == 2
-    assert "pip install 'modelyard[eval]'" in found.stderr
+    assert "pip install '.[eval]'" in found.stderr
     assert found.stderr.count("\n") == 1
 
 

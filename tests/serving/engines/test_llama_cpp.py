@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(
         importlib.util.find_spec("xllamacpp") is None and "MODELYARD_REQUIRE" not in os.environ,
-        reason="xllamacpp is not there: pip install 'modelyard[llamacpp]'",
+        reason="xllamacpp is not there: pip install '.[llamacpp]'",
     ),
 ]
 
