@@ -27,6 +27,7 @@ from eval.verdict import Kind
 
 _COLOURS: dict[Kind, str] = {"better": "green", "non-inferior": "green", "worse": "red", "inconclusive": "yellow"}
 _TEXT_CHARACTERS = 160
+SIDES_WITH_INTERVALS_COLUMNS = 100
 
 
 def plan(
@@ -56,17 +57,12 @@ def plan(
 def comparison(console: Console, found: Assessment, *, alpha: float, flips: int) -> None:
     """Everything after the runs: scores, verdict, flips, drift, speed, cost."""
     result = found.result
-    table = _table(
-        "scorer", "n", "baseline", "candidate", f"difference, {100 * (1 - alpha):g}% interval", "flips - / +", "p"
+    console.print(
+        f"scores and their difference in points, with {100 * (1 - alpha):g}% intervals; flips lost / gained\n"
     )
-    for group in (*result.scorers, result.overall):
-        _group_row(table, group)
-    console.print(table)
+    _groups(console, "scorer", (*result.scorers, result.overall))
     if len(result.slices) > 1:
-        table = _table("slice", "n", "baseline", "candidate", "difference", "flips - / +", "p")
-        for group in result.slices:
-            _group_row(table, group)
-        console.print(table)
+        _groups(console, "slice", result.slices)
     _unpaired(console, found)
     overall = result.overall
     units = f", {overall.clusters} clusters" if overall.clusters else ""
@@ -109,6 +105,7 @@ def drift(console: Console, found: Drift, floor: Floor | None) -> None:
     console.print(table)
     if floor is None:
         console.print("[dim]noise floor: compare the baseline with itself to measure it[/]")
+    console.print()
 
 
 def run_summary(
@@ -143,18 +140,24 @@ def runs(console: Console, rows: Iterable[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def _group_row(table: Table, group: Comparison) -> None:
-    interval = group.interval
-    table.add_row(
-        escape(group.name),
-        str(group.n),
-        _side(group.baseline.mean, group.baseline.interval),
-        _side(group.candidate.mean, group.candidate.interval),
-        f"{signed(group.difference)} [{signed(interval.low)}, {signed(interval.high)}]",
-        f"{group.losses} / {group.gains}",
-        f"{group.p:.3g}",
-        style="bold" if group.name == "overall" else None,
-    )
+def _groups(console: Console, first: str, groups: Sequence[Comparison]) -> None:
+    """A row per group. A narrow terminal gets the sides' means without their intervals: a cell never wraps."""
+    wide = console.width >= SIDES_WITH_INTERVALS_COLUMNS
+    table = _table(first, "n", "baseline", "candidate", "difference", "flips", "p", no_wrap=True)
+    for group in groups:
+        interval = group.interval
+        table.add_row(
+            escape(group.name),
+            str(group.n),
+            _side(group.baseline.mean, group.baseline.interval if wide else None),
+            _side(group.candidate.mean, group.candidate.interval if wide else None),
+            f"{signed(group.difference)} [{signed(interval.low)}, {signed(interval.high)}]",
+            f"{group.losses} / {group.gains}",
+            f"{group.p:.3g}",
+            style="bold" if group.name == "overall" else None,
+        )
+    console.print(table)
+    console.print()
 
 
 def _unpaired(console: Console, found: Assessment) -> None:
@@ -205,18 +208,20 @@ def _parties(console: Console, baseline: Party, candidate: Party) -> None:
     if not bases:
         table.add_row("cost per 1k requests", "no admin API", "no admin API")
     console.print(table)
+    console.print()
 
 
-def _table(first: str, *columns: str, title_rows: bool = False) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+def _table(first: str, *columns: str, title_rows: bool = False, no_wrap: bool = False) -> Table:
+    gap = 1 if no_wrap else 2
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0))
     table.add_column(first, overflow="fold", ratio=None)
     for column in columns:
-        table.add_column(column, justify="left" if title_rows else "right")
+        table.add_column(column, justify="left" if title_rows else "right", no_wrap=no_wrap)
     return table
 
 
-def _side(mean: float, interval: Interval) -> str:
-    return f"{mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+def _side(mean: float, interval: Interval | None) -> str:
+    return f"{mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]" if interval else f"{mean:.2f}"
 
 
 def _share(estimate: Estimate) -> tuple[str, str]:
