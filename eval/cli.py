@@ -235,15 +235,16 @@ def _compare(
         repeats = left.plan.key.repeats
         tables.plan(out, suite, sides, repeats=repeats, margin=delta, alpha=alpha, planned=planned)
     session.execute([left, right])
-    found = assessment.assess(
-        assessment.party(left.plan.subject, left.run, session.endpoint),
-        assessment.party(right.plan.subject, right.run, session.endpoint),
-        twin=session.twin(left),
-        gates=suite.gates,
-        margin=delta,
-        alpha=alpha,
-        seed=session.settings.seed,
-    )
+    with terminal.busy("Comparing"):
+        found = assessment.assess(
+            assessment.party(left.plan.subject, left.run, session.endpoint),
+            assessment.party(right.plan.subject, right.run, session.endpoint),
+            twin=session.twin(left),
+            gates=suite.gates,
+            margin=delta,
+            alpha=alpha,
+            seed=session.settings.seed,
+        )
     if json:
         terminal.print_json(
             document.of_comparison(
@@ -273,9 +274,10 @@ def _show(found: Run, alpha: float, json: bool, state: str = "") -> None:
 
 
 def _session(settings: Settings) -> Session:
-    from eval.session import Session  # noqa: PLC0415 - heavy
+    with terminal.busy("Reading the suite"):
+        from eval.session import Session  # noqa: PLC0415 - heavy
 
-    return Session(settings)
+        return Session(settings)
 
 
 def _runs(state_dir: Path | None) -> RunStore:
@@ -297,7 +299,8 @@ def _settings(
     fresh: bool,
     alpha: float,
 ) -> Settings:
-    from eval.session import Settings  # noqa: PLC0415 - heavy
+    with terminal.busy("Loading the evaluation tools"):
+        from eval.session import Settings  # noqa: PLC0415 - heavy
 
     for name, value in (("concurrency", concurrency), ("repeats", repeats), ("limit", limit)):
         if value is not None and value < 1:

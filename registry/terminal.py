@@ -88,6 +88,16 @@ def progress(*, transient: bool = True) -> Iterator[Progress]:
         yield display
 
 
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Say on standard error what is going on, where it takes a moment and has no measurable progress."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with console(stderr=True).status(text):
+        yield
+
+
 def run(command: Callable[[], Any]) -> None:
     """Run a whole command: users' mistakes become one sentence, a closed pipe and Ctrl-C end quietly."""
     try:
