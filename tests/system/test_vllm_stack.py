@@ -78,5 +78,6 @@ def test_two_vllm_versions_behind_one_name(
         engine = tuple(b - a for a, b in zip(before[version], after[version], strict=True))
         ours = tuple(b - a for a, b in zip(tokens_before.get(version, (0, 0)), tokens_after[version], strict=True))
         assert ours == engine
+    client.close()
     assert stack.stop() == 0
     assert not stack.processes()
