@@ -309,9 +309,9 @@ class Replica:
             self._on_change()
 
     async def _sleep(self, timeout_s: float | None) -> None:
-        self._wake.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), timeout_s)
+        self._wake.clear()  # after the wait: what happened while it was looked at is looked at now
 
     def _watch_pid(self) -> None:
         """Wake up in the moment in which the process ends, where the kernel tells."""

@@ -29,7 +29,7 @@ from typing import Final, Self
 import httpx
 
 from serving.engines import process
-from serving.engines.base import EngineVersion
+from serving.engines.base import EngineError, EngineVersion
 from serving.engines.lifecycle import Policy, threads_per_engine
 from serving.engines.replica import Replica, ReplicaStatus
 
@@ -37,6 +37,8 @@ log = logging.getLogger("modelyard.engines")
 
 STOP_S: Final = 10.0
 """What an engine gets between SIGTERM and SIGKILL where nothing else is said."""
+GOING: Final = frozenset(("failed", "draining", "stopped"))
+"""A replica in one of these states never comes back: where it is wanted, it is made anew."""
 
 Drain = Callable[[str], Awaitable[None]]
 """Waits until the replica of that id has no requests left."""
@@ -67,6 +69,7 @@ class Supervisor:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._applying = asyncio.Lock()
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,7 +86,7 @@ class Supervisor:
 
         A replica whose digest, interpreter and authorization are the same is left alone, unless it has failed: then it
         gets another chance. One that has to go is `draining` first, and `drain` is awaited. Raises EngineError for an
-        engine of an unknown kind, before anything is changed.
+        engine of an unknown kind, before anything is changed, and where a stop comes first.
         """
         async with self._applying:
             await self._apply(wanted, drain, deadline_s)
@@ -94,11 +97,13 @@ class Supervisor:
         kept = {
             identity
             for identity, replica in self._replicas.items()
-            if identity in made and replica.life.state != "failed" and _same(replica.version, made[identity].version)
+            if identity in made and replica.life.state not in GOING and _same(replica.version, made[identity].version)
         }
         going = [replica for identity, replica in self._replicas.items() if identity not in kept]
         await self._retire(going, drain, deadline_s)
         await self._end_leftovers(set(made), deadline_s)
+        if self._is_over:  # nobody would stop what is started now
+            raise EngineError("the engines are being stopped: start the control plane again, then apply")
         for identity, replica in made.items():
             if identity not in kept:
                 self._replicas[identity] = replica
@@ -134,11 +139,13 @@ class Supervisor:
 
     async def stop(self, deadline_s: float) -> None:
         """Stop every engine: SIGTERM, SIGKILL at the deadline, whole process groups. Nothing is left running."""
+        self._is_over = True
         await self._retire(list(self._replicas.values()), None, deadline_s)
         await self._client.aclose()
 
     async def detach(self) -> None:
         """Stop watching and leave the engines running, for the next supervisor to adopt."""
+        self._is_over = True
         await asyncio.gather(*(replica.detach() for replica in self._replicas.values()))
         await self._client.aclose()
 

@@ -321,3 +321,33 @@ def test_a_child_sees_no_key_of_ours(root: Path, faulty: Faulty, monkeypatch: py
         assert psutil.Process(one(supervisor).pid).cmdline()[-1] == "assistant@v1"
 
     supervised(root, body, cores=3)
+
+
+def test_an_apply_that_a_stop_overtakes_starts_nothing_more(root: Path, faulty: Faulty) -> None:
+    async def body(supervisor: Supervisor) -> None:
+        await supervisor.apply([faulty("v1")])
+        assert await supervisor.wait_ready(20) == []
+        applying = asyncio.create_task(supervisor.apply([faulty("v2")]))
+        await until(lambda: one(supervisor).state == "draining")
+        await supervisor.stop(5)
+        with pytest.raises(EngineError, match="are being stopped"):
+            await applying
+        assert supervisor.replicas() == []
+
+    supervised(root, body)
+
+
+def test_a_replica_left_draining_by_an_apply_that_failed_is_made_anew_by_the_next(root: Path, faulty: Faulty) -> None:
+    async def broken(replica: str) -> None:
+        raise OSError(f"{replica} cannot be drained")
+
+    async def body(supervisor: Supervisor) -> None:
+        await supervisor.apply([faulty("v1")])
+        assert await supervisor.wait_ready(20) == []
+        with pytest.raises(OSError, match="cannot be drained"):
+            await supervisor.apply([], drain=broken)
+        assert one(supervisor).state == "draining"
+        await supervisor.apply([faulty("v1")])
+        assert await supervisor.wait_ready(20) == []
+
+    supervised(root, body)
