@@ -25,6 +25,9 @@ PENDING_BYTES_MAX: Final = 64 * 1024
 WRITE_BUFFER_BYTES: Final = 256 * 1024
 """What a slow client may leave unread before we stop reading from the engine."""
 LINGER_S: Final = 2.0
+ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"x-session-id"})
+"""Headers that decide something: where they come twice, it is not ours to guess which one was meant."""
+ABSOLUTE: Final = re.compile(rb"https?://[^/?]*")
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REASONS: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
@@ -61,6 +64,7 @@ class Client(asyncio.Protocol):
         "_pending_bytes",
         "_queue",
         "_reading_paused",
+        "_refusal",
         "_request",
         "_router",
         "_transport",
@@ -80,6 +84,7 @@ class Client(asyncio.Protocol):
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._error: ApiError | None = None
+        self._refusal: ApiError | None = None
         self._closing = False
         self._reading_paused = False
         self.deadline = 0.0
@@ -99,8 +104,8 @@ class Client(asyncio.Protocol):
         self.deadline = self._router.now() + self._router.snapshot.limits.head_timeout_s
 
     def data_received(self, data: bytes) -> None:
-        if self._closing:
-            return
+        if self._closing or self._refusal is not None:
+            return  # nothing after what must be refused is read
         if self._exchange is not None:
             self._hold(data)
             return
@@ -139,8 +144,12 @@ class Client(asyncio.Protocol):
             self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._request is not None:
-            self._request.headers[name.lower()] = value
+        if self._request is None:
+            return
+        headers, key = self._request.headers, name.lower()
+        if key in headers and key in ONCE:
+            self._error = ApiError(400, f"The header {key.decode('latin-1')} came twice.", code="duplicate_header")
+        headers[key] = value
 
     def on_headers_complete(self) -> None:
         request = self._request
@@ -156,9 +165,11 @@ class Client(asyncio.Protocol):
         request.method = self._parser.get_method()
         request.http11 = self._parser.get_http_version() == "1.1"
         self.deadline = self._router.now() + limits.body_timeout_s
-        length = request.headers.get(b"content-length", b"0")
+        if request.http11 and b"host" not in request.headers:
+            self._error = ApiError(400, "An HTTP/1.1 request must carry a host header.", code="missing_host")
         if self._error is not None:
             return
+        length = request.headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limits.body_bytes_max:
             self._error = _too_large(limits.body_bytes_max)
         elif request.headers.get(b"expect", b"").lower() == b"100-continue":
@@ -179,6 +190,8 @@ class Client(asyncio.Protocol):
         request, self._request = self._request, None
         if request is None or self._error is not None:
             return
+        if not request.target.startswith(b"/"):
+            request.target = ABSOLUTE.sub(b"", request.target, count=1)
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         request.keep_alive = self._parser.should_keep_alive() and request.http11
@@ -251,15 +264,25 @@ class Client(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(ApiError(400, "Protocol upgrades are not supported here.", code="upgrade_refused"))
+            self._decline_upgrade()
             return
         except httptools.HttpParserError:
             self._refuse(ApiError(400, "The request is not valid HTTP/1.1.", code="malformed_http"))
             return
         if self._error is not None:
-            self._refuse(self._error)
+            self._refuse(self._error)  # after what came before it has been answered
         elif self._head_bytes > head_max and not self._head_complete:
             self._refuse(_head_too_large(head_max))
+
+    def _decline_upgrade(self) -> None:
+        """Answer the request as if it had not offered another protocol; the parser reads no further, so then close."""
+        request = self._queue[-1] if self._queue else None
+        if request is None or request.method == b"CONNECT" or _has_body(request):
+            if request is not None:
+                self._queue.pop()  # llhttp takes a body for the other protocol: it has not been read
+            self._refuse(ApiError(400, "Only HTTP/1.1 is spoken here: send no upgrade.", code="upgrade_refused"))
+        else:
+            request.keep_alive = False
 
     def _hold(self, data: bytes) -> None:
         """Bytes that came ahead of the answer: kept, up to a bound."""
@@ -270,6 +293,7 @@ class Client(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _start_next(self) -> None:
+        """Answer what has arrived in full, one request after another; then refuse what came after it, if it must be."""
         while self._queue and self._exchange is None and not self._closing:
             request = self._queue.popleft()
             self.deadline = 0.0
@@ -280,6 +304,8 @@ class Client(asyncio.Protocol):
             else:
                 self._exchange = exchange
                 exchange.start()
+        if self._refusal is not None and self._exchange is None and not self._closing:
+            self._refuse(self._refusal)
 
     def _after_answer(self, request: Request, *, resume: bool = True) -> None:
         if self._closing:
@@ -288,7 +314,7 @@ class Client(asyncio.Protocol):
             self._close()
             return
         self.deadline = self._router.now() + self._router.snapshot.limits.keepalive_s
-        if resume and (self._queue or self._pending):
+        if resume and (self._queue or self._pending or self._refusal is not None):
             self._router.soon(self._resume)
 
     def _resume(self) -> None:
@@ -300,7 +326,7 @@ class Client(asyncio.Protocol):
             self._transport.resume_reading()
         pending, self._pending = self._pending, []
         self._pending_bytes = 0
-        if pending and not self._queue:
+        if pending and not self._queue and self._refusal is None:
             self._feed(b"".join(pending))
         else:
             self._pending = pending
@@ -310,6 +336,9 @@ class Client(asyncio.Protocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answer a request that cannot be read to its end, account for it, and close."""
+        if self._queue or self._exchange is not None:
+            self._refusal = error
+            return
         request = self._request or Request()
         request.keep_alive = False
         request.request_id = request.request_id or self._router.next_id()
@@ -330,6 +359,10 @@ class Client(asyncio.Protocol):
     def _close(self) -> None:
         self._closing = True
         self._transport.close()
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in request.headers
 
 
 def _head_too_large(limit: int) -> ApiError:

@@ -30,7 +30,11 @@ class ControlPlane:
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(10)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(path))
+        except OSError:
+            self.socket.close()
+            raise
         self.received: list[Up] = []
         self._framer = Framer()
         self.hello = self.wait(Hello)
