@@ -27,6 +27,7 @@ from registry.config import VersionConfig
 from registry.state import StateDir, YardInfo
 from registry.terminal import UserError
 from serving.config import ServerConfig, YardConfig, load
+from serving.processes import recognised
 
 Result = Literal["ok", "note", "warn", "fail"]
 OLDEST: Final = (3, 11)
@@ -218,10 +219,9 @@ def left_running(state: StateDir) -> Iterator[str]:
         for path in sorted(state.root.glob(f"{kind}s/**/{kind}.json")):
             try:
                 record = json.loads(path.read_text())
-                process = psutil.Process(record["pid"])
-                if abs(process.create_time() - record["create_time"]) < 0.05:
+                if recognised(record["pid"], record["born_s"]) is not None:
                     yield f"{kind} {record['id']} (pid {record['pid']})"
-            except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
 
 

@@ -2,7 +2,7 @@
 
 Owns: the processes and `workers/` in the state directory. Never: what a table says, reading segments.
 
-A worker outlives the control plane. `workers/<id>/worker.json` says which process it is (pid and create_time, so that a
+A worker outlives the control plane. `workers/<id>/worker.json` says which process it is (pid and start, so that a
 reused pid is not mistaken for it) and how it was started; a new control plane adopts it where that is what it would
 start now and where its socket answers with Hello. What cannot be adopted is stopped.
 """
@@ -29,6 +29,7 @@ import psutil
 
 from registry.terminal import NotThereError
 from serving.control.links import WorkerLink
+from serving.processes import recognised, since_boot_s
 from serving.router.protocol import Failure, Hello, Stats
 from serving.router.table import Table
 
@@ -61,19 +62,17 @@ class WorkerRecord:
 
     id: str
     pid: int
-    create_time: float
+    born_s: float
+    """From the machine's boot to its start."""
+    started_at: float
+    """Unix seconds."""
     host: str
     port: int
     socket: str
 
     def process(self) -> psutil.Process | None:
         """The process, if it is this one and alive."""
-        try:
-            process = psutil.Process(self.pid)
-            alive = abs(process.create_time() - self.create_time) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return None
-        return process if alive else None
+        return recognised(self.pid, self.born_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +137,12 @@ class Worker:
         """Write `worker.json` in one step."""
         assert self.child is not None
         try:
-            create_time = psutil.Process(self.child.pid).create_time()
+            process = psutil.Process(self.child.pid)
+            born_s, started_at = since_boot_s(process), process.create_time()
         except psutil.Error:
             return
-        record = WorkerRecord(self.id, self.child.pid, create_time, self.record_host, port, str(self.socket))
+        where = (self.record_host, port, str(self.socket))
+        record = WorkerRecord(self.id, self.child.pid, born_s, started_at, *where)
         temporary = self.folder / "worker.json.tmp"
         temporary.write_text(json.dumps(asdict(record)))
         temporary.replace(self.folder / "worker.json")
@@ -277,7 +278,7 @@ class Workers:
                 id=one.id,
                 pid=one.record.pid if one.record else 0,
                 state=one.state if one.alive() else "backoff",
-                started_at=one.record.create_time if one.record else 0.0,
+                started_at=one.record.started_at if one.record else 0.0,
                 restarts=one.restarts,
                 generation=one.link.applied,
                 stats=one.link.stats if one.link.connected else None,

@@ -2,8 +2,7 @@
 
 Owns: `engines/<replica>/engine.json` and `log`, process groups, signals. Never: deciding when to start or to stop.
 
-A process is recognised by its pid and its creation time, so that a pid used again is not mistaken for it. What it
-started is found by descent and by the mark in its environment, also after it died itself.
+What an engine started is found by descent and by the mark in its environment, also after it died itself.
 """
 
 from __future__ import annotations
@@ -22,13 +21,12 @@ import msgspec
 import psutil
 
 from serving.engines.base import Capabilities, Launch, minimal_environment
+from serving.processes import recognised, since_boot_s
 
 MARK: Final = "MODELYARD_ENGINE"
 """Environment variable of every engine process and its children: the replica's folder."""
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024
 LOG_BYTES_KEPT: Final = 1024 * 1024
-CREATE_TIME_S: Final = 0.05
-"""How far two readings of one process's creation time may be apart."""
 _POLL_S: Final = 0.02
 
 
@@ -37,7 +35,8 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     pid: int
-    create_time: float
+    born_s: float
+    """From the machine's boot to its start: with the pid it names the process."""
     host: str
     port: int
     digest: str
@@ -70,7 +69,7 @@ class EngineProcess:
     def alive(self) -> bool:
         if self._child is not None:
             return self._child.poll() is None
-        return _same(self.record.pid, self.record.create_time) is not None
+        return recognised(self.record.pid, self.record.born_s) is not None
 
     def remember(self, capabilities: Capabilities | None) -> None:
         """Write `engine.json` in one step, with what the engine can do."""
@@ -80,7 +79,7 @@ class EngineProcess:
     def usage(self, *, refresh: bool) -> tuple[int, float]:
         """Resident bytes and CPU seconds of the process and what it started; `refresh` looks for new children."""
         if refresh or not self._family:
-            leader = _same(self.record.pid, self.record.create_time)
+            leader = recognised(self.record.pid, self.record.born_s)
             self._family = []
             with contextlib.suppress(psutil.Error):
                 self._family = [leader, *leader.children(recursive=True)] if leader is not None else []
@@ -121,18 +120,23 @@ def start(folder: Path, launch: Launch, *, replica: str, digest: str, fingerprin
         )
     finally:
         os.close(descriptor)
-    record = EngineRecord(
-        id=replica,
-        pid=child.pid,
-        create_time=_create_time(child.pid),
-        host=launch.host,
-        port=launch.port,
-        digest=digest,
-        fingerprint=fingerprint,
-        started_at=time.time(),
-        restarts=restarts,
-    )
-    write_record(folder, record)
+    try:
+        record = EngineRecord(
+            id=replica,
+            pid=child.pid,
+            born_s=since_boot_s(psutil.Process(child.pid)),
+            host=launch.host,
+            port=launch.port,
+            digest=digest,
+            fingerprint=fingerprint,
+            started_at=time.time(),
+            restarts=restarts,
+        )
+        write_record(folder, record)
+    except BaseException:  # a process that nobody could find again
+        child.kill()
+        child.wait()
+        raise
     return EngineProcess(folder, record, child)
 
 
@@ -153,7 +157,7 @@ def write_record(folder: Path, record: EngineRecord) -> None:
 def family(folder: Path, record: EngineRecord | None) -> list[psutil.Process]:
     """Everything alive that belongs to the replica: its engine, whatever that started, and what carries its mark."""
     found: dict[int, psutil.Process] = {}
-    leader = _same(record.pid, record.create_time) if record is not None else None
+    leader = recognised(record.pid, record.born_s) if record is not None else None
     if leader is not None:
         with contextlib.suppress(psutil.Error):
             found = {process.pid: process for process in (leader, *leader.children(recursive=True))}
@@ -213,23 +217,6 @@ def bound_log(folder: Path) -> None:
             kept = file.read()
         (folder / "log.1").write_bytes(kept)
         os.truncate(log, 0)
-
-
-def _create_time(pid: int) -> float:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return time.time()
-
-
-def _same(pid: int, create_time: float) -> psutil.Process | None:
-    """The process, if it is that one and no zombie."""
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - create_time) < CREATE_TIME_S
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
-        return None
 
 
 def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

@@ -9,7 +9,7 @@ Owns: which replicas there are, and `engines/` in the state directory. Never: ro
     await supervisor.stop(10)       # or detach(), to leave the engines running for the next control plane
 
 An engine runs in a session of its own and outlives the control plane. `engines/<replica>/engine.json` says which
-process it is; a new supervisor adopts it where pid and creation time, command line and digest are those wanted, and it
+process it is; a new supervisor adopts it where pid and start, command line and digest are those wanted, and it
 answers.
 """
 

@@ -351,3 +351,35 @@ def test_a_replica_left_draining_by_an_apply_that_failed_is_made_anew_by_the_nex
         assert await supervisor.wait_ready(20) == []
 
     supervised(root, body)
+
+
+def test_an_adopted_engine_survives_a_clock_that_is_set(
+    root: Path, faulty: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = faulty("v1")
+    left = abandoned(root, wanted, PROJECT)
+
+    async def body(supervisor: Supervisor) -> None:
+        await supervisor.apply([wanted])
+        assert await supervisor.wait_ready(20) == []
+        booted_at = psutil.boot_time()
+        monkeypatch.setattr("psutil._psplatform.boot_time", lambda: booted_at - 3600)
+        for _ in range(3):
+            await supervisor.nudge("assistant@v1/0")
+            await asyncio.sleep(0.2)
+        assert (one(supervisor).state, one(supervisor).pid, one(supervisor).restarts) == ("ready", left["pid"], 0)
+
+    supervised(root, body)
+
+
+def test_an_engine_that_cannot_be_written_down_does_not_run(root: Path, faulty: Faulty) -> None:
+    wanted = faulty("v1")
+    (root / "assistant@v1" / "0" / "engine.json.tmp").mkdir(parents=True)
+
+    async def body(supervisor: Supervisor) -> None:
+        await supervisor.apply([wanted])
+        (bad,) = await supervisor.wait_ready(10)
+        assert (bad.state, bad.pid) == ("failed", 0)
+        assert process.marked(root) == set()
+
+    supervised(root, body)
