@@ -24,6 +24,8 @@ from eval.verdict import Verdict, combine, decide
 
 CLUSTERS_FOR_T: Final = 40
 POWER: Final = 0.8
+CANDIDATES_FAULT: Final = ("missing in the candidate", "failed in the candidate")
+"""Reasons why a sample is unpaired that speak against the candidate: the baseline answered it."""
 TYPICAL_DISCORDANCE: Final = 0.08
 """Share of samples that two close versions answer differently; for the plan, where nothing better is known."""
 
@@ -159,7 +161,7 @@ def compare(name: str, pairs: Sequence[Pair], *, alpha: float, rng: np.random.Ge
     gains, losses = int((d > 0).sum()), int((d < 0).sum())
     error = statistics.clustered_error(d, clusters) if clusters else statistics.plain_error(d)
     interval, test = _inference(d, clusters, _binary(a, b), alpha, rng)
-    sd = _planning_sd(error.sd, len(pairs))
+    sd = _planning_sd(error.sd, len(pairs), error.se if clusters else 0.0)
     return Comparison(
         name=name,
         n=len(pairs),
@@ -197,13 +199,15 @@ def _inference(
 
 
 def side(values: Array, clusters: Sequence[str] | None, alpha: float, rng: np.random.Generator) -> Side:
-    """A version's mean score: clustered t where cases share clusters, Wilson where binary, else percentile."""
+    """A version's mean score: clustered t where cases share clusters (Wilson over the clusters where all scores are
+    equal), Wilson where binary, else percentile."""
     mean = float(values.mean())
-    if clusters and len(set(clusters)) > 1:
-        return Side(
-            mean,
-            _bounded(statistics.t_interval(statistics.clustered_error(values, clusters), alpha, "clustered t"), 0.0),
-        )
+    if clusters:
+        count = len(set(clusters))
+        if _binary(values) and np.ptp(values) == 0:  # no spread for a t; so many clusters that all said the same
+            return Side(mean, statistics.wilson(round(mean * count), count, alpha))
+        error = statistics.clustered_error(values, clusters)
+        return Side(mean, _bounded(statistics.t_interval(error, alpha, "clustered t"), 0.0))
     if _binary(values):
         return Side(mean, statistics.wilson(int(values.sum()), len(values), alpha))
     return Side(mean, statistics.percentile_bootstrap(values, alpha, rng))
@@ -224,9 +228,10 @@ def _bounded(interval: Interval, low: float = -1.0) -> Interval:
     return Interval(max(low, interval.low), min(1.0, interval.high), interval.method)
 
 
-def _planning_sd(sd: float, n: int) -> float:
-    """For planning, never 0: as if one sample in n + 1 differed."""
-    return max(sd, math.sqrt(1 / (n + 1)))
+def _planning_sd(sd: float, n: int, clustered_se: float = 0.0) -> float:
+    """For planning, never 0: as if one sample in n + 1 differed. With clusters, the sd that n independent samples would
+    need for the same SE, where that is larger."""
+    return max(sd, math.sqrt(1 / (n + 1)), clustered_se * math.sqrt(n))
 
 
 def planned_effects(n: int, alpha: float, discordances: Sequence[float]) -> list[tuple[float, float]]:
@@ -243,9 +248,7 @@ def samples_to_decide(found: Comparison, *, alpha: float, margin: float) -> int 
     distances = [abs(d)] if d else []
     if d > -margin:
         distances.append(d + margin)
-    sd = _planning_sd(found.sd, found.n)
-    if found.clusters and found.se:
-        sd = max(sd, found.se * math.sqrt(found.n))
+    sd = _planning_sd(found.sd, found.n, found.se if found.clusters else 0.0)
     needed = [statistics.samples_needed(sd, distance, alpha, POWER) for distance in distances]
     known = [count for count in needed if count is not None]
     return min(known) if known else None
@@ -291,8 +294,26 @@ def analyse(
     decided = tuple(
         Gate(one, p, _verdict(one, p, alpha=alpha, margin=margin)) for one, p in zip(deciding, adjusted, strict=True)
     )
-    verdict = combine([(gate.comparison.name, gate.verdict) for gate in decided])
+    unseen = [name for name in gates if name not in by_name]
+    verdict = _final(decided, unseen, pairs, unpaired, margin)
     return Result(overall, scorers, slices, decided, verdict, tuple(unpaired))
+
+
+def _final(
+    decided: Sequence[Gate], unseen: Sequence[str], pairs: Sequence[Pair], unpaired: Sequence[Unpaired], margin: float
+) -> Verdict:
+    """The gates' verdict; no pass where a gate has no pair, or the candidate failed more than δ of the samples."""
+    verdict = combine([(gate.comparison.name, gate.verdict) for gate in decided]) if decided else None
+    if unseen and (verdict is None or verdict.kind != "worse"):
+        return Verdict("inconclusive", f"inconclusive: not one sample of {', '.join(unseen)} could be paired")
+    assert verdict is not None
+    failed = sum(1 for one in unpaired if one.reason in CANDIDATES_FAULT)
+    samples = failed + sum(pair.repeats for pair in pairs)
+    if verdict.passed and failed > margin * samples:
+        return Verdict(
+            "inconclusive", f"inconclusive: {failed} of {samples} samples have no answer of the candidate, more than δ"
+        )
+    return verdict
 
 
 def _verdict(found: Comparison, p: float, *, alpha: float, margin: float) -> Verdict:

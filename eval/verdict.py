@@ -12,6 +12,9 @@ the gates where there are several):
 
 There is no "no difference". Non-inferiority has to hold at every gate, which needs no adjustment of alpha; better and
 worse need one gate, which is what Holm adjusts for.
+
+Nothing passes where a gate has no pair at all, nor where the candidate left more than δ of the samples unanswered that
+the baseline answered: a failure is reported as unpaired, and must not read as a pass (compare.analyse sees to it).
 """
 
 from __future__ import annotations

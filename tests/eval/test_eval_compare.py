@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.compare import Answer, Pair, analyse, compare, join, samples_to_decide
+from eval.compare import Answer, Pair, Result, Unpaired, analyse, compare, join, samples_to_decide
 from eval.verdict import Verdict, combine, decide
 
 
@@ -144,6 +144,47 @@ def test_combining_gates() -> None:
     assert combine([("a", passed), ("b", unsure)]).more_samples == 40
     assert combine([("a", unknown), ("b", unsure)]).more_samples is None
     assert combine([("a", unsure), ("b", Verdict("worse", ""))]).kind == "worse"
+
+
+def test_a_gate_without_a_pair_passes_nothing() -> None:
+    good = [dataclasses.replace(pair, scorer="a") for pair in binary(400, 5, 5, 300)]
+    result = analyse(good, [], gates=["a", "b"], margin=0.05, alpha=0.05, rng=rng())
+    assert (result.gates[0].verdict.kind, result.verdict.kind) == ("non-inferior", "inconclusive")
+    assert "not one sample of b" in result.verdict.text
+    assert analyse(good, [], gates=["b"], margin=0.05, alpha=0.05, rng=rng()).verdict.kind == "inconclusive"
+    bad = [dataclasses.replace(pair, scorer="a") for pair in binary(50, 1, 20, 37)]
+    assert analyse(bad, [], gates=["a", "b"], margin=0.05, alpha=0.05, rng=rng()).verdict.kind == "worse"
+
+
+def test_a_candidate_that_fails_often_does_not_pass() -> None:
+    def judged(failed: int, reason: str) -> Result:
+        missing = [Unpaired(f"x{i}", 0, reason) for i in range(failed)]
+        return analyse(binary(600, 10, 10, 380), missing, gates=["overall"], margin=0.05, alpha=0.05, rng=rng())
+
+    assert judged(52, "failed in the candidate").verdict.kind == "non-inferior"
+    found = judged(54, "failed in the candidate").verdict
+    assert found.kind == "inconclusive"
+    assert "54 of 1054 samples" in found.text
+    assert judged(400, "missing in the candidate").verdict.kind == "inconclusive"
+    assert judged(400, "failed in the baseline and the candidate").verdict.kind == "non-inferior"
+
+
+def test_clusters_raise_what_is_detectable() -> None:
+    """Cases of a cluster that flip together tell less than as many independent ones."""
+    scores = [(0.0, 1.0) if i // 5 % 4 == 0 else (1.0, 0.0) if i // 5 % 4 == 1 else (1.0, 1.0) for i in range(250)]
+    alone = compare("x", pairs(scores), alpha=0.05, rng=rng())
+    together = compare("x", pairs(scores, [f"d{i // 5}" for i in range(250)]), alpha=0.05, rng=rng())
+    assert together.detectable == pytest.approx(2.8016 * together.se, rel=1e-3)
+    assert together.detectable > 2 * alone.detectable
+
+
+def test_a_side_whose_clusters_all_agree_is_as_sure_as_the_clusters_are_many() -> None:
+    def low(clusters: int) -> float:
+        found = compare("x", pairs([(1.0, 1.0)] * 100, [f"d{i % clusters}" for i in range(100)]), alpha=0.05, rng=rng())
+        return found.baseline.interval.low
+
+    assert low(50) == pytest.approx(0.9287, abs=1e-4), "Wilson, 50 of 50"
+    assert low(1) == pytest.approx(0.2065, abs=1e-4), "one document is one observation"
 
 
 def test_the_same_seed_gives_the_same_comparison() -> None:

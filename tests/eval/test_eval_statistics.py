@@ -34,6 +34,11 @@ def test_mid_p_is_the_published_value() -> None:
     assert own.mcnemar(10, 20).method == "McNemar mid-p"
 
 
+def test_mid_p_at_a_tie_is_what_the_paper_states() -> None:
+    observed = stats.binom.pmf(13, 26, 0.5)
+    assert own.mcnemar_mid_p(13, 13) == pytest.approx(1 - observed / 2)
+
+
 def test_tango_is_the_published_interval() -> None:
     """Fagerland et al. 2014 (Stat. Med. 33:2850), the same study of 21 children: -0.517 to -0.026."""
     found = own.tango(1, 7, 21, 0.05)
@@ -152,3 +157,17 @@ def test_bootstrap_intervals_hold_the_mean_and_do_not_trust_a_single_value() -> 
     assert own.bca(np.zeros(20), 0.05, rng).low < 0
     assert own.bca(np.array([0.5]), 0.05, rng).low == -1.0
     assert own.bca(np.full(8, 0.5), 0.05, rng).low == -1.0
+
+
+def test_a_bootstrap_draws_the_same_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large suite must not need gigabytes: the draws come in pieces, and are the same ones."""
+    values = np.random.default_rng(1).uniform(size=50)
+
+    def drawn() -> tuple[own.Interval, own.Interval]:
+        rng = np.random.default_rng(2)
+        return own.percentile_bootstrap(values, 0.05, rng), own.ratio_interval(values, values + 1, 0.05, rng)
+
+    whole = drawn()
+    monkeypatch.setattr(own, "_CHUNK_CELLS", 1_000)
+    assert drawn() == whole
+    assert next(own._draws(200, np.random.default_rng(2), 9_999)).shape == (5, 200)
