@@ -111,7 +111,7 @@ class Accounts:
 
     async def fresh(self) -> Figures:
         """Figures not older than FRESH_S."""
-        if self._clock() - self.figures.at > FRESH_S:
+        if abs(self._clock() - self.figures.at) > FRESH_S:
             await self.step()
         return self.figures
 
@@ -134,7 +134,7 @@ class Accounts:
         if report.records or not old.at:
             totals = await asyncio.to_thread(lambda: (self._ledger.counters(), self._ledger.histograms()))
         made = old.statement
-        if statement_now or now - self._statement_at >= STATEMENT_S:
+        if statement_now or abs(now - self._statement_at) >= STATEMENT_S:
             self._statement_at = now
             made = await asyncio.to_thread(self._state, None)
         usage = {one.version: one for one in usage_of(totals[0])}

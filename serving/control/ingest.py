@@ -109,6 +109,7 @@ class Ingest:
         self._sealed = ledger.sealed()
         self._marks: dict[tuple[str, float], float] = {}
         self._pending = True
+        self._offered: Sums | None = None
         self._settled_at = 0.0
         self._pruned_at = 0.0
         self.problems: list[Problem] = []
@@ -129,7 +130,7 @@ class Ingest:
                 pass
             report.watermark = self._watermark(writers, now)
             self._settle(report.watermark, now, settle_now)
-            if now - self._pruned_at >= PRUNE_S:
+            if abs(now - self._pruned_at) >= PRUNE_S:
                 self._pruned_at = now
                 self.prune(now)
         except Exception:
@@ -197,21 +198,29 @@ class Ingest:
 
     def _settle(self, watermark: float, now: float, at_once: bool) -> None:
         """Divide the devices' time up to the watermark, and write down how long they were held."""
-        if now - self._settled_at < SETTLE_S and not at_once:
+        if abs(now - self._settled_at) < SETTLE_S and not at_once:  # a clock that was set back holds up nothing
             return
+        self._take_back()
         sums = self.meter.peek() if self.meter is not None else Sums()
         if not (self._pending or sums.held or sums.cpu):
             return
+        self._offered = sums
         with self._ledger.transaction() as tx:
-            if sums.until is not None and sums.until > (tx.cursor(settle.HELD) or 0.0):
-                settle.add(tx, sums)
+            settle.add(tx, sums)
             settlement = settle.settle(tx, watermark)
-        if self.meter is not None:
-            self.meter.settled(sums)
+        self._take_back()
         self._settled_at = now
         self._pending = bool(settlement.remaining)
         if settlement.late_ns:
             log.warning("%.3f s of requests came too late to be settled", settlement.late_ns / 1e9)
+
+    def _take_back(self) -> None:
+        """Tell the meter what is written down: what was offered last, if the ledger has it. It may have it although
+        its transaction seemed to fail."""
+        if self.meter is not None and self._offered is not None:
+            if self._ledger.cursor(settle.HELD) == self._offered.until:
+                self.meter.settled(self._offered)
+            self._offered = None
 
     def prune(self, now: float) -> list[str]:
         """Delete counted segments that are too old or too many, oldest first. Returns their names.
@@ -244,14 +253,15 @@ def _may_grow(name: SegmentName, writers: Iterable[Writer], now: float) -> bool:
     """Whether somebody may still write to the segment.
 
     1. A young one may belong to a worker that started after the workers were looked at.
-    2. A live worker writes to its current segment, or, while that is not known, to any that began after it did.
+    2. A live worker writes to its current segment or to one that it has begun since; while that is not known, to any
+       that began after it did. What it says itself comes first: its clock may have been set back since it started.
     """
     if now - name.started_at < GRACE_S:
         return True
     for writer in writers:
-        if writer.worker != name.worker or name.started_at < writer.started_at - CLOCK_S:
+        if writer.worker != name.worker:
             continue
         current = SegmentName.parse(writer.stats.segment) if writer.stats is not None else None
-        if current is None or name >= current:
+        if name >= current if current is not None else name.started_at >= writer.started_at - CLOCK_S:
             return True
     return False

@@ -7,17 +7,22 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from segment_process import record
 
+from monitoring.devices import DeviceReading
 from monitoring.observe import COMPLETION_TOKENS, REQUESTS
+from monitoring.sampler import Sampler
 from monitoring.settle import SETTLED
 from registry.database import connect
 from registry.entries import CounterKey
-from registry.ledger import Ledger
+from registry.errors import DatabaseError
+from registry.ledger import Ledger, LedgerTx
 from registry.usage import FRAME, MAGIC, RequestRecord, frame
 from serving.control import segments
 from serving.control.ingest import Ingest, Retention, Writer
@@ -220,3 +225,94 @@ def test_two_readers_on_one_ledger_do_not_count_twice(folder: Path, ledger: Ledg
         other.step(alive, NOW)
     assert other.step(alive, NOW).records == 0
     assert ledger.counters()[DONE] == 1
+
+
+def test_a_segment_begun_after_the_clock_was_set_back_is_read_on(folder: Path, ledger: Ledger) -> None:
+    began = NOW - 3600.0
+    path = folder / f"w0-{int(began * 1e9)}.seg"
+    write(path, record(0, began))
+    reader = ingest(folder, ledger)
+    alive = [Writer("w0", NOW, stats(path.name, path.stat().st_size, began))]
+    assert reader.step(alive, began + 60).records == 1
+    assert ledger.sealed() == set()
+    with path.open("ab") as file:
+        file.write(frame(record(1, began)))
+    assert reader.step(alive, began + 61).records == 1
+
+
+class Device:
+    """One device that is read when the clock says; the tests' own Reader."""
+
+    kind: Literal["gpu"] = "gpu"
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def read(self, at: float, pids: Iterable[int] = ()) -> list[DeviceReading]:
+        return [DeviceReading(kind="gpu", device="gpu0", at=at)]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def held(self, sampler: Sampler, start: float, seconds: int) -> None:
+        """Let the engine hold the device for so long, by a clock that says `start` now."""
+        for second in range(seconds + 1):
+            self.now = start + second
+            sampler.sample_once()
+
+
+def metered(device: Device) -> Sampler:
+    return Sampler(device, lambda: {os.getpid(): "m@v1"}, clock=lambda: device.now)
+
+
+def held_s(ledger: Ledger) -> float:
+    return sum(row.held_s for row in ledger.held_seconds())
+
+
+def test_what_devices_were_held_for_is_counted_while_the_clock_is_set_back(folder: Path, ledger: Ledger) -> None:
+    device = Device()
+    meter = metered(device)
+    reader = ingest(folder, ledger, meter=meter)
+    device.held(meter, NOW, 10)
+    reader.step([], device.now)
+    assert held_s(ledger) == 10
+    device.held(meter, NOW - 500, 20)
+    reader.step([], device.now)
+    assert held_s(ledger) == 30
+    device.held(meter, device.now, 10)
+    reader.step([], device.now)
+    assert held_s(ledger) == 40
+
+
+class Shaky(Ledger):
+    """A ledger whose next transaction ends in an error, before or after it was kept."""
+
+    breaks = ""
+
+    @contextmanager
+    def transaction(self) -> Iterator[LedgerTx]:
+        breaks, self.breaks = self.breaks, ""
+        with super().transaction() as tx:
+            yield tx
+            if breaks == "before":
+                raise DatabaseError("the disk is full")
+        if breaks == "after":
+            raise DatabaseError("the connection was lost")
+
+
+@pytest.mark.parametrize("breaks", ["before", "after"])
+def test_what_devices_were_held_for_is_counted_once_though_a_transaction_fails(
+    folder: Path, tmp_path: Path, breaks: str
+) -> None:
+    engine = connect(tmp_path / "registry.db")
+    device, ledger = Device(), Shaky(engine)
+    meter = metered(device)
+    reader = ingest(folder, ledger, meter=meter)
+    device.held(meter, NOW, 10)
+    ledger.breaks = breaks
+    with pytest.raises(DatabaseError):
+        reader.step([], device.now, settle_now=True)
+    device.held(meter, device.now, 5)
+    reader.step([], device.now, settle_now=True)
+    assert held_s(ledger) == 15
+    engine.dispose()
