@@ -252,7 +252,7 @@ def test_compare_gives_a_verdict_and_exits_by_it(quickstart: Stack) -> None:
     ]
     result = quickstart.cli(*arguments, "--json", check=None, timeout_s=400)
     verdict = json.loads(result.stdout)["verdict"]
-    assert result.returncode == {"better": 0, "non-inferior": 0, "worse": 1, "inconclusive": 3}[verdict["decision"]]
+    assert result.returncode == {"better": 0, "non-inferior": 0, "worse": 1, "inconclusive": 3}[verdict["kind"]]
     assert result.returncode == quickstart.cli(*arguments, check=None).returncode  # reused, not run again
 
 

@@ -188,7 +188,7 @@ def test_a_second_interrupt_stops_at_once(yard: Start) -> None:
     one = yard("--stall-after-events", "2")
     one.path.write_text(one.path.read_text().replace("drain_s: 5", "drain_s: 60"))
     info = one.start()
-    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    body = {"model": "m@v1", "stream": True, "messages": [{"role": "user", "content": "x"}]}
     with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, trust_env=False, timeout=30) as answer:
         lines = answer.iter_lines()
         next(lines)
