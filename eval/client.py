@@ -13,11 +13,12 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
+import msgspec
 
 from eval.endpoint import KEY_VARIABLE
 from eval.errors import RequestRefusedError
@@ -56,6 +57,28 @@ class Completion:
     started_at: float = 0.0
     attempts: int = 1
     answered_by: str = ""
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Event(msgspec.Struct):
+    """What is read of a chunk; every field may be absent or null."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
 
 
 class Client:
@@ -127,7 +150,7 @@ class Client:
                     raise _refusal(response)
                 completion.answered_by = response.headers.get("x-modelyard-version", "")
                 await _read(response, completion, began)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise PassingError(f"{type(error).__name__}: {error}") from error
         completion.latency_s = time.perf_counter() - began
         return completion
@@ -136,31 +159,41 @@ class Client:
 async def _read(response: httpx.Response, completion: Completion, began: float) -> None:
     """Take the stream in. PassingError where it is cut or carries an error."""
     parts: list[str] = []
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
+    async for line in _lines(response):
+        if not line.startswith(b"data:"):
             continue
         data = line[5:].strip()
-        if data == "[DONE]":
+        if data == b"[DONE]":
             break
         try:
-            event = json.loads(data)
-        except ValueError:
-            raise PassingError("the stream carries an event that is not JSON") from None
-        if "error" in event:
-            raise PassingError(_message(event))
-        for choice in event.get("choices") or []:
-            text = (choice.get("delta") or {}).get("content")
-            if text:
+            event = msgspec.convert(json.loads(data), _Event)
+        except ValueError as error:  # neither JSON nor, by msgspec.ValidationError, an event
+            raise PassingError(f"the stream carries what is no event of a chat completion ({error})") from None
+        if event.error:
+            raise PassingError(_message({"error": event.error}))
+        for choice in event.choices or []:
+            if choice.delta and choice.delta.content:
                 if completion.ttft_s is None:
                     completion.ttft_s = time.perf_counter() - began
-                parts.append(text)
-            completion.finish_reason = choice.get("finish_reason") or completion.finish_reason
-        usage = event.get("usage") or {}
-        completion.prompt_tokens = usage.get("prompt_tokens", completion.prompt_tokens)
-        completion.completion_tokens = usage.get("completion_tokens", completion.completion_tokens)
+                parts.append(choice.delta.content)
+            completion.finish_reason = choice.finish_reason or completion.finish_reason
+        if event.usage:
+            completion.prompt_tokens = event.usage.prompt_tokens or completion.prompt_tokens
+            completion.completion_tokens = event.usage.completion_tokens or completion.completion_tokens
     if not completion.finish_reason:
         raise PassingError("the stream was cut before its end")
-    completion.text = "".join(parts)
+    # An engine may cut a character into two escapes, in two events: half of one alone has no place in UTF-8.
+    completion.text = "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The stream's lines. httpx's own end at U+2028 and other characters too, which an answer may hold."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _refusal(response: httpx.Response) -> Exception:

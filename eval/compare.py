@@ -5,7 +5,7 @@ verdict's rule (verdict.py), a random generator of its own.
 
 Which formula: binary scores asked once -> Tango's interval and McNemar; anything else -> BCa and the paired
 permutation test; cases in clusters -> clustered t (40 clusters or more) or the cluster bootstrap, and a permutation of
-clusters. SE, t and its p are given beside them always.
+clusters. SE and t are given beside them always.
 """
 
 from __future__ import annotations

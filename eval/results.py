@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,11 +160,13 @@ class Run:
 
     def samples(self) -> dict[tuple[str, int], Sample]:
         """Every sample so far, the last one of each (case, repeat)."""
-        if self.finished:
-            return {sample.id: sample for sample in _from_frame(self.frame())}
-        if not self.journal.exists():
-            return {}
-        return {sample.id: sample for sample in _read_journal(self.journal)}
+        if not self.finished:
+            try:
+                return {sample.id: sample for sample in _read_journal(self.journal)}
+            except FileNotFoundError:
+                if not self.finished:  # else a writer finished it in between
+                    return {}
+        return {sample.id: sample for sample in _from_frame(self.frame())}
 
     def frame(self) -> pd.DataFrame:
         """The samples as a data frame; of an unfinished run, those so far."""
@@ -176,7 +179,13 @@ class Run:
         return so_far
 
     def compact(self, finished_at: float) -> None:
-        """Write the Parquet file in one rename, note the end, and remove the journal."""
+        """Write the Parquet file in one rename, note the end, and remove the journal. Raises RunError."""
+        try:
+            self._compact(finished_at)
+        except OSError as error:
+            raise _unwritten(self.parquet, error) from error
+
+    def _compact(self, finished_at: float) -> None:
         pandas = need("pandas")
         ordered = sorted(self.samples().values(), key=lambda sample: sample.id)
         frame = pandas.DataFrame([msgspec.to_builtins(sample) for sample in ordered])
@@ -209,22 +218,36 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         _cut_torn_line(path)
+        self._path = path
         self._file: IO[bytes] = path.open("ab", buffering=0)
         self._dirty = False
 
     def append(self, sample: Sample) -> None:
-        self._file.write(_encoder.encode(sample) + b"\n")
+        """Raises RunError where the line cannot be written; nothing of it stays."""
+        line = _encoder.encode(sample) + b"\n"
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(start)
+            raise _unwritten(self._path, error) from error
         self._dirty = True
 
     def sync(self) -> None:
-        """Blocks until what was appended is on disk; call it off the event loop, once a second."""
+        """Blocks until what was appended is on disk; call it off the event loop, once a second. Raises RunError."""
         if self._dirty:
             self._dirty = False
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise _unwritten(self._path, error) from error
 
     def close(self) -> None:
-        self.sync()
-        self._file.close()
+        try:
+            self.sync()
+        finally:
+            self._file.close()
 
 
 class RunStore:
@@ -238,8 +261,8 @@ class RunStore:
         stem = f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}"
         attempts = self._attempts(stem)
         if attempts and not fresh:
-            return Run(self.root / attempts[-1])
-        run = Run(self.root / (f"{stem}.{len(attempts) + 1}" if attempts else stem))
+            return attempts[-1][1]
+        run = Run(self.root / (f"{stem}.{attempts[-1][0] + 1}" if attempts else stem))
         run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = RunInfo(
             key=key,
@@ -256,12 +279,13 @@ class RunStore:
     def latest(self, suite: Suite, subject: Subject, key: RunKey) -> Run | None:
         """The latest run of this key, if there is one."""
         attempts = self._attempts(f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}")
-        return Run(self.root / attempts[-1]) if attempts else None
+        return attempts[-1][1] if attempts else None
 
-    def _attempts(self, stem: str) -> list[str]:
+    def _attempts(self, stem: str) -> list[tuple[int, Run]]:
+        """The runs of a key with their numbers, the latest last."""
         pattern = re.compile(re.escape(stem) + r"(?:\.(\d+))?")
-        found = [(int(match[1] or 1), run.name) for run in self.all() if (match := pattern.fullmatch(run.name))]
-        return [name for _, name in sorted(found)]
+        found = [(int(match[1] or 1), run) for run in self.all() if (match := pattern.fullmatch(run.name))]
+        return sorted(found, key=lambda one: one[0])
 
     def all(self) -> list[Run]:
         """Every run, the oldest first."""
@@ -309,9 +333,14 @@ def _cut_torn_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
+def _unwritten(path: Path, error: OSError) -> RunError:
+    cause = error.strerror or str(error)
+    return RunError(f"{path} cannot be written ({cause}): make room there; the same command goes on from what is kept")
+
+
 def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")  # two processes may begin one run at once
+    with temporary.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

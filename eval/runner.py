@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +24,13 @@ import msgspec
 from eval import scorers
 from eval.client import TIMEOUT, Client, Completion, FinalError, PassingError
 from eval.endpoint import headers, trusts_environment
-from eval.errors import RequestRefusedError, ServerGoneError
+from eval.errors import RequestRefusedError, RunError, ServerGoneError
 from eval.results import Journal, Run, RunKey, Sample, Subject
 from eval.scorers import Embed
 from eval.suite import Case, Suite
 
 FAILURES_MAX: Final = 3
+SCORING_MAX_S: Final = 2.0
 SYNC_EVERY_S: Final = 0.5
 """So that at most a second's samples are lost with the machine (none with the process)."""
 
@@ -98,16 +101,18 @@ def key_of(suite: Suite, subject: Subject, *, seed: int, repeats: int | None, tw
 
 def execute(
     plan: Plan, tally: Tally, *, embed: Embed | None, transport: httpx.AsyncBaseTransport | None = None
-) -> bool:
-    """Do what is missing of the run; True where it is finished, False where it was reused as it was.
+) -> None:
+    """Do what is missing of the run; a finished one is left as it is.
 
     Raises KeyboardInterrupt after Ctrl-C, ServerGoneError, RequestRefusedError; what is done is kept in each case.
     """
     if plan.run.finished:
         _keep(plan, tally)
-        return False
+        return
     with plan.run.lock():
         kept = _keep(plan, tally)
+        if plan.run.finished:  # by another process, meanwhile
+            return
         todo = [(case, repeat) for case, repeat in plan.wanted if (case.id, repeat) not in kept]
         journal = Journal(plan.run.journal)
         try:
@@ -116,7 +121,6 @@ def execute(
             journal.close()
         if not passing:
             plan.run.compact(time.time())
-    return True
 
 
 def _keep(plan: Plan, tally: Tally) -> set[tuple[str, int]]:
@@ -172,7 +176,7 @@ class _Session:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(plan.concurrency, len(todo))):
                         group.create_task(self._worker(client, queue))
-            except* (RequestRefusedError, ServerGoneError) as errors:
+            except* (RequestRefusedError, ServerGoneError, RunError) as errors:
                 raise errors.exceptions[0] from None
             finally:
                 syncing.cancel()
@@ -218,9 +222,43 @@ class _Session:
         scorer = scorers.build(case.scorer.name, case.scorer.options, case.target)
         if scorer.needs_embeddings:
             sample.score = await asyncio.to_thread(scorer.score, completion.text, case.target, self._embed)
-        else:
-            sample.score = scorer.score(completion.text, case.target)
+            return sample
+        try:
+            with _at_most(SCORING_MAX_S):
+                sample.score = scorer.score(completion.text, case.target)
+        except _ScoringTimeoutError:
+            sample.error = (
+                f"the scorer {case.scorer.name!r} was stopped after {SCORING_MAX_S:g} s on this answer: simplify its "
+                "pattern"
+            )
         return sample
+
+
+class _ScoringTimeoutError(Exception):
+    """A scorer took too long."""
+
+
+@contextlib.contextmanager
+def _at_most(limit_s: float) -> Iterator[None]:
+    """Raise _ScoringTimeoutError in the block after `limit_s`.
+
+    A suite's regular expression may need time exponential in the answer's length, and no thread can stop it; a signal
+    can, which reaches the main thread only: elsewhere nothing is bounded.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expire(*_: object) -> None:
+        raise _ScoringTimeoutError
+
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def blank(case: Case, repeat: int) -> Sample:

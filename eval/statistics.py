@@ -96,13 +96,6 @@ def t_interval(error: MeanError, alpha: float, method: str = "t") -> Interval:
     return Interval(error.mean - half, error.mean + half, method)
 
 
-def t_test(error: MeanError) -> Test:
-    """Two-sided t test of mean 0."""
-    if error.se == 0 or error.df < 1:
-        return Test(1.0, "t")
-    return Test(float(2 * stats.t.sf(abs(error.mean) / error.se, error.df)), "t")
-
-
 def unseen_interval(n: int, alpha: float) -> Interval:
     """Where n units all showed no difference: ± z²/(n + z²), Tango's interval at no discordant pair. Never [0, 0]."""
     z2 = float(stats.norm.ppf(1 - alpha / 2)) ** 2

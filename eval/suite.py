@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-SCORING_REVISION = 1
+SCORING_REVISION = 2
 """Counted up when a scorer's verdict on the same text changes, so that stored scores are not mixed."""
 
 OVERALL = "overall"

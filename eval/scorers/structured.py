@@ -6,13 +6,22 @@ Owns: how JSON is found in an answer. Never: I/O, remote schema references (they
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
 import jsonschema
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
 
 from eval.scorers.base import Embed, Scorer, ScorerError
 
-_decoder: Final = json.JSONDecoder()
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_decoder: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 class NoJsonError(ValueError):
@@ -26,8 +35,8 @@ def find_json(text: str, *, strict: bool) -> Any:
     """
     if strict:
         try:
-            return json.loads(text)
-        except ValueError as error:
+            return _decoder.decode(text)
+        except (ValueError, RecursionError) as error:
             raise NoJsonError(str(error)) from error
     for index, character in enumerate(text):
         if character in "{[":
@@ -35,6 +44,8 @@ def find_json(text: str, *, strict: bool) -> Any:
                 return _decoder.raw_decode(text, index)[0]
             except ValueError:
                 continue
+            except RecursionError as error:  # a model that repeats `[` without end
+                raise NoJsonError("nested too deeply") from error
     raise NoJsonError("no JSON object or list in the answer")
 
 
@@ -71,15 +82,24 @@ class JsonSchema(Scorer, frozen=True, kw_only=True):
             jsonschema.Draft202012Validator.check_schema(self.schema)
         except jsonschema.SchemaError as error:
             raise ScorerError(f"the option `schema` is no JSON schema: {error.message}") from error
-        if _refers_elsewhere(self.schema):
+        if not all(reference.startswith("#") for reference in _references(self.schema)):
             raise ScorerError("the option `schema` refers to another document: write it out, or use #/$defs")
+        resolver = Registry[Any]().with_resource("", DRAFT202012.create_resource(self.schema)).resolver()
+        for reference in _references(self.schema):
+            try:
+                resolver.lookup(reference)
+            except Unresolvable as error:
+                raise ScorerError(f"the option `schema` refers to {reference!r}, which it does not hold") from error
 
     def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
         try:
             value = find_json(output, strict=self.strict)
         except NoJsonError:
             return 0.0
-        return float(jsonschema.Draft202012Validator(self.schema).is_valid(value))
+        try:
+            return float(jsonschema.Draft202012Validator(self.schema).is_valid(value))
+        except RecursionError:  # nested deeper than the validator follows
+            return 0.0
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -93,8 +113,12 @@ def _same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def _refers_elsewhere(schema: Any) -> bool:
+def _references(schema: Any) -> Iterator[str]:
+    """Every `$ref` in the schema."""
     if isinstance(schema, dict):
-        reference = schema.get("$ref", "#")
-        return not str(reference).startswith("#") or any(map(_refers_elsewhere, schema.values()))
-    return isinstance(schema, list) and any(map(_refers_elsewhere, schema))
+        if isinstance(reference := schema.get("$ref"), str):
+            yield reference
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for item in schema:
+            yield from _references(item)

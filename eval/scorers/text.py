@@ -15,7 +15,9 @@ from eval.scorers.base import Embed, Scorer, ScorerError, need_text, texts_of
 
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
-_NUMBER: Final = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+_NUMBER: Final = re.compile(
+    r"([-+\N{MINUS SIGN}]?)[$\u20ac\u00a3]?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+)"
+)
 
 
 def normalize(text: str) -> str:
@@ -25,14 +27,14 @@ def normalize(text: str) -> str:
 
 
 def numbers(text: str) -> list[float]:
-    """Every number in the text, thousands commas understood; a hyphen after a digit or letter is no sign."""
+    """Every number in the text, thousands commas understood, a currency's sign between minus and digits too; a hyphen
+    after a digit or letter is no sign."""
     found = []
     for match in _NUMBER.finditer(text):
-        literal = match.group().replace(",", "")
+        sign, digits = match.groups()
+        value = float(digits.replace(",", ""))
         before = text[match.start() - 1] if match.start() else " "
-        if literal[0] in "-+" and before.isalnum():
-            literal = literal[1:]
-        found.append(float(literal))
+        found.append(-value if sign in ("-", "\N{MINUS SIGN}") and not before.isalnum() else value)
     return found
 
 
@@ -51,6 +53,9 @@ class Normalized(Scorer, frozen=True):
 
     def check(self, target: Any) -> None:
         need_text(target, "normalized")
+        for text in texts_of(target):
+            if not normalize(text):
+                raise ScorerError(f"nothing is left of the target {text!r} once normalised: use `exact` or `choice`")
 
     def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
         return float(normalize(output) in [normalize(text) for text in texts_of(target)])
@@ -147,6 +152,6 @@ class Choice(Scorer, frozen=True, kw_only=True):
 
 def _label_pattern(label: str) -> re.Pattern[str]:
     name = re.escape(label)
-    apart = rf"(?m:^\W*{name}\W*$)|\({name}\)|(?<!\w){name}(?=[).:])"
+    apart = rf"(?m:^[^\w\n]*{name}[^\w\n]*$)|\({name}\)|(?<!\w){name}(?=[).:])"
     answer = rf"(?i:answer)\W+(?:(?i:is)\W+)?{name}(?!\w)"
     return re.compile(f"{apart}|{answer}")

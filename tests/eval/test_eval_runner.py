@@ -1,18 +1,23 @@
 """The runner against real engine processes: nothing lost, nothing run twice, failures told apart."""
 
 import collections
+import dataclasses
+import resource
+import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from eval_support import write_suite
 
-from eval import runner
+from eval import loaders, runner
 from eval.endpoint import Endpoint, resolve
 from eval.errors import RequestRefusedError, RunError, ServerGoneError
-from eval.results import Journal, Run, RunStore, Sample
+from eval.results import Journal, Run, RunStore, Sample, Subject
 from eval.suite import Suite
 
 FakeEngines = Callable[..., Any]
@@ -170,6 +175,89 @@ def test_two_processes_do_not_write_one_run(small_suite: Suite, tmp_path: Path, 
     plan = planned(small_suite, fake_engine().url, tmp_path / "runs")
     with plan.run.lock(), pytest.raises(RunError, match="another process is writing"):
         execute(plan)
+
+
+def test_processes_that_begin_one_run_at_once_share_it(small_suite: Suite, tmp_path: Path) -> None:
+    subject = Subject(ref="fake", model="fake", url="http://engine")
+    key = runner.key_of(small_suite, subject, seed=5, repeats=None)
+
+    def begin(_: int) -> str:
+        return RunStore(tmp_path / "runs").open(small_suite, subject, key, fresh=False, now=1.0).name
+
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(begin, range(8)))) == 1
+        shutil.rmtree(tmp_path / "runs")
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine()
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    late = _FinishedAtSecondLook(plan.run.folder)
+    execute(plan)
+    before = plan.run.parquet.stat().st_ino
+    tally = execute(dataclasses.replace(plan, run=late))
+    assert (tally.kept, engine.stats()["seen"]) == (12, 12)
+    assert (plan.run.parquet.stat().st_ino, plan.run.journal.exists()) == (before, False)
+
+
+class _FinishedAtSecondLook(Run):
+    """A run as a process sees it that looked just before another one finished it."""
+
+    looks: ClassVar[list[bool]] = []
+
+    @property
+    def finished(self) -> bool:
+        self.looks.append(True)
+        return len(self.looks) > 1 and self.parquet.exists()
+
+
+def test_fresh_never_takes_a_folder_that_is_there(small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines) -> None:
+    engine = fake_engine()
+    runs = [planned(small_suite.limited(1), engine.url, tmp_path / "runs", fresh=True) for _ in range(3)]
+    execute(runs[2])
+    shutil.rmtree(runs[1].run.folder)
+    fourth = planned(small_suite.limited(1), engine.url, tmp_path / "runs", fresh=True)
+    assert fourth.run.name.endswith(".4")
+    assert not fourth.run.finished
+    assert planned(small_suite.limited(1), engine.url, tmp_path / "runs").run == fourth.run
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_whole_lines(
+    small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    engine = fake_engine()
+    plan = planned(small_suite, engine.url, tmp_path / "runs")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot be written \(File too large\): make room"):
+            execute(plan)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = len(plan.run.samples())
+    assert 0 < kept < 12
+    assert plan.run.journal.read_bytes().endswith(b"\n")
+    assert execute(planned(small_suite, engine.url, tmp_path / "runs")).kept == kept
+    plan.run.parquet.unlink()
+    plan.run.parquet.with_suffix(".tmp").mkdir()
+    with pytest.raises(RunError, match=r"samples\.parquet cannot be written"):
+        execute(planned(small_suite, engine.url, tmp_path / "runs"))
+
+
+def test_a_pattern_that_needs_forever_is_stopped_and_named(tmp_path: Path, fake_engine: FakeEngines) -> None:
+    scorer = {"name": "regex", "pattern": r"^(\w+\s?)+\|$"}
+    suite = loaders.load(str(write_suite(tmp_path / "slow", cases=1, scorer=scorer)), tmp_path / "cache")
+    engine = fake_engine("--events", "20")
+    plan = planned(suite, engine.url, tmp_path / "runs")
+    began = time.monotonic()
+    assert execute(plan).failed == 1
+    assert time.monotonic() - began < 10
+    (sample,) = plan.run.samples().values()
+    assert "the scorer 'regex' was stopped after 2 s" in sample.error
+    assert plan.run.finished
 
 
 def test_samples_survive_parquet_unchanged(small_suite: Suite, tmp_path: Path, fake_engine: FakeEngines) -> None:

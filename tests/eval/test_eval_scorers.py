@@ -1,5 +1,7 @@
 """Scorers: what counts as right, and errors that name the nearest name."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,6 +38,11 @@ def score(name: str, output: str, target: object, **options: object) -> float:
         ("numeric", "minus: -4", -4, {}, 1),
         ("numeric", "pages 3-4", 4, {}, 1),
         ("numeric", "none", 0, {}, 0),
+        ("numeric", "It is \N{MINUS SIGN}7 degrees", -7, {}, 1),
+        ("numeric", "a loss of -$1,250.50", -1250.5, {}, 1),
+        ("numeric", "12.5%", 12.5, {}, 1),
+        ("numeric", "the code 1,2345", 234, {}, 0),
+        ("numeric", "x = .5", 0.5, {}, 1),
         ("choice", "No, it is not. Yes?", "no", {"choices": ["yes", "no"]}, 1),
         ("choice", "nothing", "no", {"choices": ["yes", "no"]}, 0),
         ("choice", "The answer is B", "B", {"choices": {"A": "red", "B": "blue"}}, 1),
@@ -48,6 +55,13 @@ def score(name: str, output: str, target: object, **options: object) -> float:
         ("json", '{"a": 1, "c": 3}', {"a": 1}, {"subset": True}, 1),
         ("json", 'Sure: {"a": 1}', {"a": 1}, {"strict": True}, 0),
         ("json", "{ not json } {", {"a": 1}, {}, 0),
+        ("json", '{"a": 1} I hope that {this} helps.', {"a": 1}, {}, 1),
+        ("json", "[" * 50_000, [1], {}, 0),
+        ("json", "[" * 50_000, [1], {"strict": True}, 0),
+        ("json_schema", '{"a": NaN}', None, {"schema": {"type": "object"}, "strict": True}, 0),
+        ("json_schema", "[" * 400 + "]" * 400, None, {"schema": {"items": {"$ref": "#"}}}, 0),
+        ("json_schema", '{"a": 1}', None, {"schema": {"$ref": "#/$defs/x", "$defs": {"x": {"required": ["a"]}}}}, 1),
+        ("json_schema", '{"$ref": 1}', None, {"schema": {"properties": {"$ref": {"type": "integer"}}}}, 1),
         ("json_schema", '{"age": 3}', None, {"schema": {"properties": {"age": {"type": "integer"}}}}, 1),
         ("json_schema", '{"age": "3"}', None, {"schema": {"properties": {"age": {"type": "integer"}}}}, 0),
         ("refusal", "I\N{RIGHT SINGLE QUOTATION MARK}m sorry, I can't do that.", None, {}, 1),
@@ -75,6 +89,8 @@ def test_scores(name: str, output: str, target: object, options: dict[str, objec
         ("json", {}, "x", "an object or a list"),
         ("json_schema", {"schema": {"type": "strnig"}}, None, "no JSON schema"),
         ("json_schema", {"schema": {"$ref": "http://example.org/x"}}, None, "another document"),
+        ("json_schema", {"schema": {"items": {"$ref": "#/$defs/x"}}}, None, "'#/\\$defs/x', which it does not hold"),
+        ("normalized", {}, ["b", "The"], "nothing is left of the target 'The'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_remedy(
@@ -85,7 +101,7 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(
 
 
 def test_an_embedding_scorer_without_a_model_says_what_to_install() -> None:
-    with pytest.raises(ScorerError, match=r"modelyard\[embed\]"):
+    with pytest.raises(ScorerError, match=r"\.\[embed\]"):
         build("embedding", {}, "x").score("x", "x")
 
 
@@ -121,3 +137,9 @@ def test_hashed_ngrams_are_unit_vectors_that_see_spelling() -> None:
     near = vectors @ vectors[0]
     assert near[1] == pytest.approx(1.0)
     assert near[2] > near[3]
+
+
+def test_a_choice_is_looked_for_in_time_that_grows_with_the_answer() -> None:
+    began = time.perf_counter()
+    assert score("choice", "\n" * 20_000 + "(B)", "B", choices={"A": "red", "B": "blue"}) == 1
+    assert time.perf_counter() - began < 1

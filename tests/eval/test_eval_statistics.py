@@ -89,7 +89,6 @@ def test_t_is_scipys_paired_test() -> None:
     expected = stats.ttest_rel(b, a)
     error = own.plain_error(b - a)
     assert error.mean / error.se == pytest.approx(expected.statistic)
-    assert own.t_test(error).p == pytest.approx(expected.pvalue)
     interval, theirs = own.t_interval(error, 0.05), expected.confidence_interval(0.95)
     assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high))
 
