@@ -10,6 +10,7 @@ start now and where its socket answers with Hello. What cannot be adopted is sto
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -211,6 +212,7 @@ class Workers:
         self._command = tuple(command)
         self._workers: dict[str, Worker] = {}
         self._table: Table | None = None
+        self._is_over = False
         self.host = ""
         self.port = 0
         self.generation_seen = 0
@@ -229,30 +231,26 @@ class Workers:
         self.host, self.port = host, port
         wanted = [f"w{index}" for index in range(count)]
         adopted = [name for name in wanted if await self._adopt(name)]
-        await self._dismiss_strangers(keep=set(adopted))
+        await self._dismiss_strangers()
         if not adopted:
             check_port_free(host, port, "--port")
         try:
             for name in wanted:
                 if name not in adopted:
-                    await self._spawn_first(self._make(name))
+                    await self._add(name)
         except BaseException:
             await self.stop(0.0)
             raise
-        for worker in self._workers.values():
-            worker.watch = asyncio.create_task(self._watch(worker), name=f"watch {worker.id}")
         return len(adopted)
 
     async def resize(self, count: int) -> None:
-        """Have `count` workers from now on."""
-        for name in [name for name in self._workers if int(name[1:]) >= count]:
-            await self._stop_one(self._workers[name], 30.0)
-            del self._workers[name]  # only now: while it drains its segment may grow
+        """Have `count` workers from now on. Raises WorkerStartError, also where a stop comes first."""
+        for worker in [worker for name, worker in self._workers.items() if int(name[1:]) >= count]:
+            await self._stop_one(worker, 30.0)
+            self._workers.pop(worker.id, None)  # only now: while it drains its segment may grow
         for index in range(count):
             if f"w{index}" not in self._workers:
-                worker = self._make(f"w{index}")
-                await self._spawn_first(worker)
-                worker.watch = asyncio.create_task(self._watch(worker), name=f"watch {worker.id}")
+                await self._add(f"w{index}")
 
     async def publish(self, table: Table, timeout_s: float = 2.0) -> Published:
         """Send the table to every worker and wait, within bounds, until they serve by it."""
@@ -261,11 +259,9 @@ class Workers:
         present = list(self._workers.values())
         for worker in present:
             worker.link.publish(table)
-        done = await asyncio.gather(
-            *(worker.link.wait_applied(table.generation, timeout_s) for worker in present if worker.link.connected)
-        )
-        connected = [worker.id for worker in present if worker.link.connected]
-        late = tuple(name for name, applied in zip(connected, done, strict=False) if not applied)
+        serving = [worker for worker in present if worker.state == "ready" and worker.alive()]
+        done = await asyncio.gather(*(worker.link.wait_applied(table.generation, timeout_s) for worker in serving))
+        late = tuple(worker.id for worker, applied in zip(serving, done, strict=True) if not applied)
         return Published(table.generation, (time.perf_counter() - started) * 1000, late)
 
     async def ask(self, timeout_s: float = 0.25) -> None:
@@ -288,7 +284,8 @@ class Workers:
         ]
 
     async def stop(self, deadline_s: float) -> None:
-        """Drain all workers, at most for `deadline_s`; then none is left."""
+        """Drain all workers, at most for `deadline_s`; then none is left, and none is started any more."""
+        self._is_over = True
         await asyncio.gather(*(self._stop_one(worker, deadline_s) for worker in self._workers.values()))
         self._workers.clear()
 
@@ -305,6 +302,22 @@ class Workers:
             worker.stopping = True
             await self._unwatch(worker)
         return [worker.child for worker in self._workers.values() if worker.child is not None]
+
+    async def _add(self, name: str) -> None:
+        """Start one more worker. Raises PortInUseError or WorkerStartError, and then it is not there."""
+        if self._is_over:
+            raise WorkerStartError(f"worker {name} is not started: the workers are being stopped, so start them anew")
+        worker = self._make(name)
+        try:
+            await self._spawn_first(worker)
+        except BaseException:
+            await self._stop_one(worker, 0.0)
+            self._workers.pop(name, None)
+            raise
+        self._keep(worker)
+
+    def _keep(self, worker: Worker) -> None:
+        worker.watch = asyncio.create_task(self._watch(worker), name=f"watch {worker.id}")
 
     def _make(self, name: str) -> Worker:
         folder = self._root / name
@@ -339,23 +352,34 @@ class Workers:
             del self._workers[name]
             return False
         worker.state = "ready"
+        self._keep(worker)
         log.info("adopted worker %s, pid %d", name, record.pid)
         return True
 
-    async def _dismiss_strangers(self, keep: set[str]) -> None:
+    async def _dismiss_strangers(self) -> None:
         """Stop workers of earlier control planes that cannot be adopted."""
-        leaving = []
-        for folder in sorted(self._root.iterdir()) if self._root.is_dir() else []:
-            record = read_record(folder)
-            process = record.process() if record and folder.name not in keep else None
-            if process is not None:
-                log.info("stopping worker %s, pid %d: it cannot be adopted", folder.name, process.pid)
+        kept = {worker.record.pid for worker in self._workers.values() if worker.record is not None}
+        leaving = await asyncio.to_thread(self._strangers, kept)
+        for process in leaving:
+            log.info("stopping the worker with pid %d: it cannot be adopted", process.pid)
+            with contextlib.suppress(psutil.Error):
                 process.terminate()
-                leaving.append(process)
         _, deaf = await asyncio.to_thread(psutil.wait_procs, leaving, timeout=5.0)
         for process in deaf:
-            process.kill()
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         await asyncio.to_thread(psutil.wait_procs, deaf, timeout=2.0)
+
+    def _strangers(self, kept: set[int]) -> list[psutil.Process]:
+        """Every process that writes segments of this yard, but for those kept: one whose control plane was killed
+        before it wrote `worker.json` is among them."""
+        records = map(read_record, self._root.iterdir() if self._root.is_dir() else ())
+        found = {record.pid: process for record in records if record and (process := record.process()) is not None}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[-2:] == ["--segments", str(self._segments)]:
+                    found[process.pid] = process
+        return [process for pid, process in found.items() if pid not in kept]
 
     def _spawn(self, worker: Worker) -> None:
         worker.socket.unlink(missing_ok=True)
@@ -408,12 +432,14 @@ class Workers:
         born = time.monotonic()
         while not worker.stopping:
             await asyncio.sleep(POLL_S)
-            if worker.alive():
+            if worker.alive() or worker.stopping:
                 continue
             worker.state = "backoff"
             delay_s = RESPAWN_FIRST_S if time.monotonic() - born > STABLE_S else min(delay_s * 2, RESPAWN_MAX_S)
             log.warning("worker %s died (%s); starting it again", worker.id, last_line(worker.folder / "log") or "-")
             await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.5))
+            if worker.stopping:
+                return
             worker.restarts += 1
             worker.state = "starting"
             born = time.monotonic()

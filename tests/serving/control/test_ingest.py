@@ -243,7 +243,7 @@ def test_a_segment_begun_after_the_clock_was_set_back_is_read_on(folder: Path, l
 class Device:
     """One device that is read when the clock says; the tests' own Reader."""
 
-    kind: Literal["gpu"] = "gpu"
+    kind: Literal["gpu", "cpu"] = "gpu"
 
     def __init__(self) -> None:
         self.now = NOW

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -16,7 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from serving.control.workers import PortInUseError, Workers, check_port_free, read_record, socket_path
+from registry.terminal import NotThereError
+from serving.control.workers import PortInUseError, Workers, WorkerStartError, check_port_free, read_record, socket_path
 from serving.router.protocol import Failure
 from serving.router.table import Table
 
@@ -217,3 +219,83 @@ def test_a_state_directory_with_a_long_path_has_its_sockets_elsewhere(tmp_path: 
         assert not path.exists()
 
     run(body)
+
+
+def test_a_worker_whose_control_plane_was_killed_before_it_was_written_down_is_ended(tmp_path: Path) -> None:
+    async def body() -> None:
+        first = make(tmp_path)
+        await first.start("127.0.0.1", 0, 1)
+        before = pids(first)["w0"]
+        children = await first.abandon()
+        (tmp_path / "workers" / "w0" / "worker.json").unlink()
+        second = make(tmp_path)
+        assert await second.start("127.0.0.1", 0, 1) == 0
+        assert not _runs(before)
+        await second.stop(5.0)
+        assert [child.wait(5) for child in children] == [0]
+
+    run(body)
+
+
+def test_a_resize_that_a_stop_overtakes_leaves_nothing(tmp_path: Path) -> None:
+    async def body(before: int, after: int, pause_s: float) -> None:
+        workers = make(tmp_path)
+        await workers.start("127.0.0.1", 0, before)
+        resizing = asyncio.create_task(workers.resize(after))
+        await asyncio.sleep(pause_s)
+        await workers.stop(1.0)
+        with contextlib.suppress(WorkerStartError):
+            await resizing
+        assert workers.statuses() == []
+        assert not [one for one in psutil.process_iter() if str(tmp_path / "requests") in one.cmdline()]
+
+    for change in ((1, 3, 0.05), (2, 1, 0.0), (1, 3, 0.4)):
+        run(lambda change=change: body(*change))  # type: ignore[misc]
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_by_the_next_resize(tmp_path: Path) -> None:
+    async def body() -> None:
+        workers = make(tmp_path)
+        await workers.start("127.0.0.1", 0, 1)
+        away = (tmp_path / "requests").rename(tmp_path / "away")
+        with pytest.raises(NotThereError, match="No such file"):
+            await workers.resize(2)
+        assert list(pids(workers)) == ["w0"]
+        away.rename(tmp_path / "requests")
+        await workers.resize(2)
+        assert list(pids(workers)) == ["w0", "w1"]
+        await workers.stop(5.0)
+
+    run(body)
+
+
+def test_a_worker_that_lost_its_connection_is_waited_for_by_a_publication(tmp_path: Path) -> None:
+    async def body() -> None:
+        workers = make(tmp_path)
+        await workers.start("127.0.0.1", 0, 2)
+        await workers.publish(Table(generation=1))
+        (tmp_path / "workers" / "w0" / "control.sock").rename(tmp_path / "away")
+        _, other = await asyncio.open_unix_connection(str(tmp_path / "away"))  # the newest connection wins
+        await until(lambda: workers.statuses()[0].generation == 0)
+        published = await workers.publish(Table(generation=2), timeout_s=0.3)
+        assert published.waiting_for == ("w0",)
+        (tmp_path / "away").rename(tmp_path / "workers" / "w0" / "control.sock")
+        assert (await workers.publish(Table(generation=3))).waiting_for == ()
+        other.close()
+        await workers.stop(5.0)
+
+    run(body)
+
+
+def test_a_stop_does_not_take_an_end_for_a_death(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        workers = make(tmp_path)
+        await workers.start("127.0.0.1", 0, 1)
+        (worker,) = workers._workers.values()
+        worker.stopping = True
+        worker.signal(signal.SIGTERM)
+        await asyncio.sleep(0.8)
+        await workers.stop(0.0)
+
+    run(body)
+    assert "died" not in caplog.text
