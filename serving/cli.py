@@ -99,6 +99,8 @@ def help_for(arguments: list[str], width: int | None = None) -> str | None:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:] == ["--version"]:
+        sys.argv[1:] = ["version"]
     text = help_for(sys.argv[1:])
     if text is not None:
         terminal.run(lambda: sys.stdout.write(text + "\n"))

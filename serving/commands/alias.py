@@ -30,7 +30,7 @@ def set_alias(
       modelyard alias set assistant champion=v1 challenger=v2
     """
     client = AdminClient.find(admin_url, state_dir)
-    wanted = pairs(names)
+    wanted = pairs(names, "champion=v1")
     found = [
         client.send("PUT", "models", model, "aliases", name, body={"label": label}) for name, label in wanted.items()
     ]
@@ -43,7 +43,7 @@ def set_alias(
 
 @app.command("list")
 def list_aliases(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="One model; all of them without it.")] = "",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="One model; all of them without it.")] = "",
     as_json: Json = False,
     admin_url: AdminUrl = None,
     state_dir: StateDirectory = None,

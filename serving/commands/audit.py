@@ -17,7 +17,7 @@ CUT = 60
 
 @app.command()
 def audit(
-    subject: Annotated[str, typer.Argument(metavar="[SUBJECT]", help="Only this model or version.")] = "",
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="Only this model or version.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many, newest first.")] = 20,
     as_json: Json = False,
     admin_url: AdminUrl = None,
@@ -45,7 +45,9 @@ def audit(
         )
         for one in found
     ]
-    render.show(render.table(("when", "by", "action", "subject", "before", "after"), rows))
+    columns = ("when", "by", "action", "subject", "before", "after")
+    nothing = f"no change of {subject!r} is on record" if subject else "no change is on record yet"
+    render.show(render.table(columns, rows) if rows else nothing)
 
 
 def _value(value: dict[str, Any] | None) -> str:

@@ -24,12 +24,16 @@ class AdminClient:
     """Requests to one admin API."""
 
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:  # what is no port, or no IPv6 address
+            parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"the admin URL {url!r} is not of the form http://HOST:PORT")
         self.url = url.rstrip("/")
         self._secure = parts.scheme == "https"
-        self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
         self._timeout_s = timeout_s
 
     @classmethod
@@ -41,7 +45,7 @@ class AdminClient:
         state = StateDir.find(state_dir)
         yard = state.read_yard()
         if yard is None:
-            raise NotThereError(f"no yard has run in {shown(state.root)}: {START}, or name another with --state-dir")
+            raise NotThereError(f"no yard runs in {shown(state.root)}: {START}, or name another with --state-dir")
         return cls(yard.admin_url, timeout_s=timeout_s)
 
     def get(self, *path: str, **query: Any) -> Any:
@@ -50,6 +54,9 @@ class AdminClient:
 
     def send(self, method: str, *path: str, query: dict[str, Any] | None = None, body: Any = None) -> Any:
         """Ask and return the JSON of the answer. Raises NotThereError or UserError."""
+        for part in path:
+            if not part or "/" in part:
+                raise UserError(f"{part!r} is not a name: names are letters, digits, '.', '_' and '-'")
         target = self._prefix + "/admin/v1/" + "/".join(quote(part, safe="") for part in path)
         wanted = {key: value for key, value in (query or {}).items() if value not in (None, "")}
         if wanted:
@@ -90,7 +97,9 @@ class AdminClient:
         if not isinstance(found, dict) or not found.get("message"):
             return NotThereError(f"what answers at {self.url} is no admin API of Modelyard (status {status})")
         message = str(found["message"])
-        if status == 404 and found.get("code") == "not_found":
+        if status == 404 and found.get("code") == "unknown_path":
+            return NotThereError(f"what answers at {self.url} is no admin API of Modelyard: {message}")
+        if status == 404 and found.get("code") == "not_found" and words[0] != "engines":
             message += self._nearest(words)
         if status >= 500:
             return NotThereError(f"the control plane could not do it: {message}")

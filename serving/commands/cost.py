@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry import terminal
+from registry.terminal import UserError
 from serving.commands import render
 from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, application
@@ -23,6 +24,7 @@ BASES = {
     "busy": "with a request in flight",
     "energy": "metered energy",
 }
+FINENESS = ("version", "outcome")
 METHODS = {"inflight": "divided by requests in flight", "cpu_time": "divided by engines' CPU time"}
 
 
@@ -47,6 +49,8 @@ def cost(
       modelyard cost --since 24h --by outcome
       modelyard cost --json | jq '.usage'
     """
+    if by not in FINENESS:
+        raise UserError(f"--by is {by!r}: it is one of {', '.join(FINENESS)}")
     found = AdminClient.find(admin_url, state_dir).get("cost", since=since, by=by)
     terminal.print_json(found) if as_json else render.show(*views(found, all_bills=all_bills))
 

@@ -21,7 +21,7 @@ MARKS = {"ok": "[green]ok[/]", "note": "[cyan]note[/]", "warn": "[yellow]warn[/]
 @app.command()
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="Also check that this configuration could start here.")
+        Path | None, typer.Argument(metavar="CONFIG", help="Also check that this configuration could start here.")
     ] = None,
     as_json: Json = False,
     state_dir: StateDirectory = None,

@@ -86,7 +86,8 @@ def _stop_yard(state: StateDir, timeout_s: float, force: bool, stopped: list[str
                         f"the yard (pid {pid}) has not stopped within {timeout_s:g} s: it is finishing requests; wait, "
                         "or add --force"
                     ) from None
-                os.kill(pid, signal.SIGKILL)
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_S)
             continue
         if asked:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from registry import terminal
+from registry.terminal import UserError
 from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, application
 
@@ -29,8 +30,10 @@ def logs(
       modelyard logs assistant@v1/0
       modelyard logs assistant@v2 -n 500
     """
-    path = replica if "/" in replica else f"{replica}/0"
-    found = AdminClient.find(admin_url, state_dir).get("engines", *path.split("/"), "log", lines=lines)
+    ref, _, index = replica.partition("/")
+    if index and not index.isdecimal():
+        raise UserError(f"{replica!r} names no replica: write MODEL@LABEL/N, e.g. assistant@v1/0")
+    found = AdminClient.find(admin_url, state_dir).get("engines", ref, index or "0", "log", lines=lines)
     if as_json:
         terminal.print_json(found)
         return

@@ -13,7 +13,8 @@ from registry import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+
+    from serving.commands.tables import FittingTable
 
 WIDE = 200
 """Columns where standard output is a file or a pipe: nothing is cut or wrapped there."""
@@ -50,24 +51,18 @@ def apart(parts: Sequence[RenderableType]) -> list[RenderableType]:
     return [item for index, part in enumerate(parts) for item in ((part,) if index == 0 else ("", part))]
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> FittingTable:
     """A plain table. A column whose name begins with `>` is aligned to the right."""
-    from rich import box  # noqa: PLC0415 - see above
-    from rich.table import Table  # noqa: PLC0415
+    from serving.commands.tables import FittingTable  # noqa: PLC0415 - see above
 
-    made = Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
-    for name in columns:
-        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+    return FittingTable(columns, rows, title=title)
+
+
+def flowing(*parts: str) -> RenderableType:
+    """Markup in one line, which is broken only at the dots between the parts where it is too long."""
+    from serving.commands.tables import Flow  # noqa: PLC0415 - see above
+
+    return Flow(parts)
 
 
 def escaped(text: str) -> str:
@@ -129,7 +124,10 @@ def size(value: float | None) -> str:
 
 def moment(unix_s: float) -> str:
     """Local date and time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+    except (OverflowError, OSError, ValueError):
+        return f"{unix_s:.0f} s"
 
 
 def brief(value: Any) -> str:

@@ -5,6 +5,7 @@ Owns: reading weights from the command line, showing routes. Never: dividing buc
 
 from __future__ import annotations
 
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
@@ -16,16 +17,18 @@ from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, group
 
 app = group("How a model's traffic is divided: set, show, history.")
+WEIGHT_MAX = 10**12
+"""Weights beyond it are not even summed."""
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model's public name, e.g. assistant.")]
 
 
-def pairs(given: list[str]) -> dict[str, str]:
-    """`NAME=VALUE` arguments as a mapping. Raises UserError."""
+def pairs(given: list[str], example: str) -> dict[str, str]:
+    """`NAME=VALUE` arguments as a mapping. Raises UserError, which shows the example."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
-            raise UserError(f"{text!r} is not of the form NAME=VALUE, e.g. v1=9000")
+            raise UserError(f"{text!r} is not of the form NAME=VALUE, e.g. {example}")
         if name in found:
             raise UserError(f"{name!r} is given twice: give every name once")
         found[name] = value
@@ -35,17 +38,19 @@ def pairs(given: list[str]) -> dict[str, str]:
 def parse_weights(given: list[str]) -> dict[str, int]:
     """`v1=9000 v2=1000`, or all in per cent: `v1=90% v2=10%`. Raises UserError."""
     found: dict[str, int] = {}
-    for label, text in pairs(given).items():
+    for label, text in pairs(given, "v1=9000").items():
         try:
-            points = float(text.removesuffix("%")) * (100 if text.endswith("%") else 1)
-        except ValueError:
-            points = -1.0
-        if points < 0 or points != int(points):
+            points = Decimal(text.removesuffix("%")) * (100 if text.endswith("%") else 1)
+        except InvalidOperation:
+            points = Decimal(-1)
+        if not points.is_finite() or not 0 <= points <= WEIGHT_MAX or points != int(points):
             raise UserError(f"the weight of {label} is {text!r}: give basis points like 9000, or per cent like 90%")
         found[label] = int(points)
     total = sum(found.values())
     if total != 10_000:
-        raise UserError(f"the weights sum to {total}: they must sum to 10000 basis points (100%)")
+        per_cent = " ".join(f"{label}={points}%" for label, points in found.items())
+        hint = f"; for per cent write {per_cent}" if total == 100 else ""
+        raise UserError(f"the weights sum to {total}: they must sum to 10000 basis points (100%){hint}")
     return found
 
 
@@ -84,7 +89,7 @@ def set_route(
 
 @app.command("show")
 def show(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="One model; all of them without it.")] = "",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="One model; all of them without it.")] = "",
     as_json: Json = False,
     admin_url: AdminUrl = None,
     state_dir: StateDirectory = None,

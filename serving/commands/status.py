@@ -83,10 +83,10 @@ def _live(client: AdminClient, found: Any, interval_s: float) -> None:
 def views(found: dict[str, Any]) -> list[RenderableType]:
     """The status as tables."""
     workers = found.get("workers", [])
-    head = (
-        f"[bold]{found['url']}[/]  up {render.seconds(found['uptime_s'])}  ·  table {found['generation']}  ·  "
-        f"{len(workers)} router {'worker' if len(workers) == 1 else 'workers'}{_device(found.get('device'))}"
-    )
+    count = f"{len(workers)} router {'worker' if len(workers) == 1 else 'workers'}"
+    up = f"[bold]{found['url']}[/]  up {render.seconds(found['uptime_s'])}"
+    device = _device(found.get("device"))
+    head = render.flowing(up, f"table {found['generation']}", count, *([device] if device else ()))
     parts: list[RenderableType] = [head]
     parts += [_model(model) for model in found["models"]]
     if found["engines"]:
@@ -99,7 +99,7 @@ def _device(device: dict[str, Any] | None) -> str:
     if not device:
         return ""
     name = device.get("name") or device["device"]
-    text = f"  ·  {render.escaped(str(name))}"
+    text = render.escaped(str(name))
     if device.get("utilisation") is not None:
         text += f" {100 * device['utilisation']:.0f}%"
     if device.get("memory_total_bytes") and device.get("memory_used_bytes") is not None:

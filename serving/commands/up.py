@@ -5,6 +5,8 @@ Owns: its options. Never: what a yard does (serving.control.yard), drawing (scre
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,8 @@ import typer
 from serving.commands.options import StateDirectory, application
 
 app = application()
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a full disk answers, mostly without naming a file."""
 
 
 @app.command()
@@ -53,6 +57,8 @@ def up(
     logger, handler = logging.getLogger(LOUD_LOGGERS), ScreenLog(screen)
     logger.addHandler(handler)
     logger.propagate = False
+    if port and port == admin_port:
+        raise UserError(f"--port and --admin-port are both {port}: give them different ports")
     options = Options(host=host, port=port, admin_port=admin_port, workers=workers, ready_timeout_s=ready_timeout)
     try:
         asyncio.run(run(config, StateDir.find(state_dir), options, screen))
@@ -60,6 +66,15 @@ def up(
         raise NotThereError(str(error)) from error
     except RegistryError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        root = StateDir.find(state_dir).root
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+        if error.errno not in FULL and not (named and (named.is_relative_to(root) or root.is_relative_to(named))):
+            raise
+        reason = f"{error.strerror}{f': {named}' if named else ''}"
+        raise NotThereError(
+            f"the state directory {root} cannot be used ({reason}): mend that, or name another with --state-dir"
+        ) from error
     finally:
         screen.close()
         logger.removeHandler(handler)

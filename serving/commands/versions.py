@@ -81,7 +81,7 @@ def register(
 def _values(given: list[str]) -> dict[str, Any]:
     """Engine arguments: numbers, true, false and JSON are taken as such, everything else as text."""
     found: dict[str, Any] = {}
-    for name, text in pairs(given).items():
+    for name, text in pairs(given, "n_parallel=8").items():
         try:
             found[name] = json.loads(text)
         except ValueError:
@@ -91,7 +91,7 @@ def _values(given: list[str]) -> dict[str, Any]:
 
 @app.command("list")
 def list_versions(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="One model; all of them without it.")] = "",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="One model; all of them without it.")] = "",
     as_json: Json = False,
     admin_url: AdminUrl = None,
     state_dir: StateDirectory = None,

@@ -56,7 +56,7 @@ def test_without_a_yard_one_sentence_and_exit_4(command: str, tmp_path: Path) ->
     result = call(*command.split(), state=tmp_path)
     assert result.returncode == 4
     assert result.stdout == ""
-    assert result.stderr.startswith("modelyard: no yard has run in ")
+    assert result.stderr.startswith("modelyard: no yard runs in ")
     assert "modelyard up configs/quickstart.yaml" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -76,11 +76,21 @@ def test_a_yard_that_is_gone_is_named(tmp_path: Path) -> None:
         ("route set assistant v1=3", "the weights sum to 3"),
         ("route set assistant v1=9e9 v2=1", "must sum to 10000"),
         ("route set assistant v1=many", "the weight of v1 is 'many'"),
+        ("route set assistant v1=nan v2=inf", "the weight of v1 is 'nan'"),
+        ("route set assistant v1=90 v2=10", "for per cent write v1=90% v2=10%"),
+        ("alias set assistant champion", "e.g. champion=v1"),
         ("route set assistant v1", "'v1' is not of the form NAME=VALUE"),
         ("route set assistant v1=1 v1=2", "'v1' is given twice"),
         ("versions show assistant", "'assistant' names no version"),
         ("versions register assistant@v3 --artifact file:x --requantize v1", "exclude each other"),
         ("status --admin-url nonsense", "not of the form http://HOST:PORT"),
+        ("status --admin-url http://127.0.0.1:99999", "not of the form http://HOST:PORT"),
+        ("versions show assistant@v1/../x --admin-url http://127.0.0.1:1", "'v1/../x' is not a name"),
+        ("logs assistant@v1/x --admin-url http://127.0.0.1:1", "names no replica"),
+        ("cost --by colour --admin-url http://127.0.0.1:1", "--by is 'colour': it is one of version, outcome"),
+        ("up configs/quickstart.yaml --port 8399 --admin-port 8399", "both 8399"),
+        ("up configs/quickstart.yaml --state-dir README.md", "the state directory"),
+        ("up configs/quickstart.yaml --state-dir /proc/modelyard", "cannot be used"),
         ("config check tests", "tests"),
         ("config check nowhere.yaml", "there is no configuration file nowhere.yaml"),
         ("apply nowhere.yaml", "the configuration file nowhere.yaml cannot be read"),
@@ -113,6 +123,7 @@ def test_version_says_what_is_installed(tmp_path: Path) -> None:
     found = json.loads(call("version", "--json", state=tmp_path).stdout)
     assert found["python"].startswith("3.")
     assert "fastapi" in found["packages"]
+    assert call("--version", state=tmp_path).stdout == call("version", state=tmp_path).stdout
 
 
 def test_doctor_finds_a_port_in_use(tmp_path: Path) -> None:
@@ -163,6 +174,7 @@ def test_weights_are_taken_only_if_they_sum_to_one(points: list[int]) -> None:
 def test_weights_in_per_cent() -> None:
     assert parse_weights(["v1=90%", "v2=9.5%", "v3=0.5%"]) == {"v1": 9000, "v2": 950, "v3": 50}
     assert parse_weights(["v1=90%", "v2=1000"]) == {"v1": 9000, "v2": 1000}
+    assert parse_weights(["v1=1.1%", "v2=98.9%"]) == {"v1": 110, "v2": 9890}, "not a matter of binary fractions"
 
 
 def test_references_are_split() -> None:
