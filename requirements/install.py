@@ -6,6 +6,8 @@ Owns: `.venv`. Never: anything outside it; resolving versions (requirements/*.tx
 Runs on the standard library alone, before anything is installed; old Pythons can read it, so that they can say so.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -46,6 +48,41 @@ def installed(name):
     except (OSError, ValueError):
         return False
     return any(stamps.get(other) == fingerprint(other) for other in INCLUDES[name])
+
+
+def usable():
+    """Whether `.venv` can be built upon: made for this folder, with a pip that starts, no installation cut off."""
+    try:
+        made_for = (VENV / "pyvenv.cfg").read_text()
+    except OSError:
+        return False
+    if "command = " in made_for and str(VENV) not in made_for:
+        return False  # moved or copied: its programs still name the old folder
+    try:
+        log = LOG.read_text(errors="replace")
+    except OSError:
+        log = ""
+    if "\nInstalling collected" in log and "\nSuccessfully installed" not in log:
+        return False  # pip takes a package that is half there for installed
+    argv = [str(VENV / "bin" / "python"), "-c", "import pip._internal"]
+    try:
+        return not subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    except OSError:
+        return False
+
+
+def locked():
+    """Hold `.venv` until this process ends; wait where another one makes it at this moment."""
+    try:
+        VENV.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(str(VENV), os.O_RDONLY)
+    except OSError as error:
+        stop("%s cannot be made (%s): mend that, or name another folder in MODELYARD_VENV" % (VENV, error.strerror))
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.stderr.write("Another make sets up %s: waiting for it\n" % VENV.name)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 class Bar:
@@ -90,6 +127,17 @@ def pip(*arguments):
     return [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
 
 
+@contextlib.contextmanager
+def ended(process):
+    """The process has ended when the block has, also by Ctrl-C."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
 def install_packages(name, bar):
     """pip's own download lines and then the packages as they appear, as one bar."""
     path = ROOT / "requirements" / ("%s.txt" % name)
@@ -98,7 +146,7 @@ def install_packages(name, bar):
     collected = 0
     with LOG.open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(argv, cwd=str(ROOT), stdout=log, stderr=subprocess.STDOUT)
-        with LOG.open(encoding="utf-8") as lines:
+        with ended(process), LOG.open(encoding="utf-8") as lines:
             package = ""
             putting = False
             while process.poll() is None:
@@ -135,11 +183,13 @@ def main():
         )
     if installed(name):
         return
+    locked()
+    if installed(name):
+        return
     bar = Bar()
     sys.stderr.write("Setting up %s for %s\n" % (VENV.name, name))
     bar.show("environment", 0.0)
-    python = VENV / "bin" / "python"
-    if not python.exists() or subprocess.run([str(python), "-c", ""], check=False).returncode:
+    if not usable():
         quiet(
             [sys.executable, "-m", "venv", "--clear", str(VENV)],
             "the virtual environment could not be made: on Debian and Ubuntu, install the package python3-venv",
@@ -165,4 +215,10 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nmake: stopped; the same command goes on from here\n")
+        raise SystemExit(130) from None
+    except OSError as error:
+        stop("%s cannot be written (%s): mend that, then run the command again" % (VENV, error.strerror))

@@ -96,6 +96,33 @@ def test_a_finished_set_up_costs_nothing(tmp_path: Path) -> None:
     assert [path.name for path in venv.iterdir()] == ["modelyard-installed.json"]
 
 
+def test_what_a_cut_off_set_up_leaves_is_made_anew(tmp_path: Path) -> None:
+    """Ctrl-C while the environment is made leaves one without pip, or a package that is half there."""
+    venv = tmp_path / "venv"
+    code = "import sys; sys.path.insert(0, 'requirements'); import install; print(install.usable())"
+
+    def usable() -> str:
+        env = {**os.environ, "MODELYARD_VENV": str(venv)}
+        argv = [sys.executable, "-c", code]
+        return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert usable() == "False"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    assert usable() == "False", "no pip"
+    (site_packages,) = venv.glob("lib/python*/site-packages")
+    (site_packages / "pip").mkdir()
+    (site_packages / "pip" / "__init__.py").touch()
+    (site_packages / "pip" / "_internal.py").touch()
+    assert usable() == "True"
+    log = venv / "install.log"
+    log.write_text("Collecting a\nInstalling collected packages: a, b\n")
+    assert usable() == "False", "cut off between two packages"
+    log.write_text("Collecting a\nInstalling collected packages: a, b\nSuccessfully installed a-1 b-2\n")
+    assert usable() == "True"
+    venv = venv.rename(tmp_path / "moved")
+    assert usable() == "False", "made for another folder"
+
+
 def test_an_old_python_is_one_sentence() -> None:
     code = (
         "import sys; sys.argv = ['install.py', 'quickstart']; sys.path.insert(0, 'requirements'); import install; "
