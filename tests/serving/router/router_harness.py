@@ -54,10 +54,12 @@ class ControlPlane:
             self.received += [decode_up(payload) for payload in self._framer.feed(data)]
 
     def stats(self) -> Stats:
-        """Fresh Stats."""
-        self.received = [message for message in self.received if not isinstance(message, Stats)]
+        """Stats of now, not one of those that have piled up unread."""
+        asked_at = time.time()
         self.send(Ask())
-        return self.wait(Stats)
+        while (stats := self.wait(Stats)).at < asked_at:
+            pass
+        return stats
 
 
 def version(label: str, ports: Sequence[int], *, names: tuple[str, ...] = (ANY_NAME,), usage: bool = True) -> Version:
