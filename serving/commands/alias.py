@@ -29,8 +29,8 @@ def set_alias(
     Example:
       modelyard alias set assistant champion=v1 challenger=v2
     """
-    client = AdminClient.find(admin_url, state_dir)
     wanted = pairs(names, "champion=v1")
+    client = AdminClient.find(admin_url, state_dir)
     found = [
         client.send("PUT", "models", model, "aliases", name, body={"label": label}) for name, label in wanted.items()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,8 @@ from serving.commands.options import AdminUrl, Json, StateDirectory, application
 
 app = application()
 CUT = 60
+DIGEST = re.compile(r"sha256:([0-9a-f]{12})[0-9a-f]{52}")
+"""Shown as `versions list` does; --json has it whole."""
 
 
 @app.command()
@@ -54,5 +57,5 @@ def _value(value: dict[str, Any] | None) -> str:
     """What was there before or after; of a route, what it says of traffic."""
     if value and isinstance(value.get("weights"), dict):
         return f"{value.get('revision', '')}: {render.weights(value['weights'])}"
-    text = render.brief(value)
+    text = DIGEST.sub(r"\1", render.brief(value))
     return render.escaped(text if len(text) <= CUT else f"{text[:CUT]}…")

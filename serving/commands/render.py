@@ -102,12 +102,14 @@ def seconds(value: float | None) -> str:
 
 
 def money(value: float | None, currency: str) -> str:
-    """An amount with four significant digits, never fewer than cents."""
+    """An amount with four significant digits, never fewer than cents; the currency may be "" where a heading has it."""
     if value is None:
         return "-"
     if value == 0 or abs(value) >= 1:
-        return f"{value:,.2f} {currency}"
-    return f"{value:.4g} {currency}" if abs(value) >= 1e-4 else f"{value:.2e} {currency}"
+        text = f"{value:,.2f}"
+    else:
+        text = f"{value:.4g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+    return f"{text} {currency}".rstrip()
 
 
 def number(value: float | None, digits: int = 0) -> str:

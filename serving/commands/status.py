@@ -113,7 +113,6 @@ def _model(model: dict[str, Any]) -> RenderableType:
     for version in model["versions"]:
         label = version["label"]
         alias = f" [dim]{names[label]}[/]" if label in names else ""
-        currency = version.get("currency", "")
         rows.append(
             (
                 f"[bold]{version['ref']}[/]{alias}",
@@ -125,11 +124,12 @@ def _model(model: dict[str, Any]) -> RenderableType:
                 render.number(version["tokens_per_second"], 1),
                 render.seconds(version["ttft_p50_s"]),
                 render.seconds(version["ttft_p95_s"]),
-                render.money(version["cost_per_1k_requests"], currency),
+                render.money(version["cost_per_1k_requests"], ""),
             )
         )
     columns = ["version", "state", ">route", ">in flight", ">requests", ">failed", ">tokens/s"]
-    columns += [">TTFT p50", ">TTFT p95", ">per 1k requests"]
+    currency = next((version["currency"] for version in model["versions"] if version.get("currency")), "")
+    columns += [">TTFT p50", ">TTFT p95", f">{currency} per 1k requests"]
     title = f"{model['model']}  route {model['revision']}: {render.weights(model['route'])}"
     return render.table(columns, rows, title=title)
 
