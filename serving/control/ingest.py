@@ -14,6 +14,7 @@ taken only once its segment is read as far as the worker had written when it sai
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,8 @@ class Meter(Protocol):
 
 
 class Ingest:
-    """Follows the segments in `folder`. Blocking, not thread-safe: one step at a time, in a thread.
+    """Follows the segments in `folder`. Blocking: a step runs in a thread, and a second one waits for it (whoever
+    awaits a thread may be cancelled; the thread goes on).
 
     `device_of` names the device of a replica (None: not one of ours). `on_records` gets the records of each committed
     step, e.g. for the window of recent traffic.
@@ -108,6 +110,7 @@ class Ingest:
         self._offsets = ledger.offsets()
         self._sealed = ledger.sealed()
         self._marks: dict[tuple[str, float], float] = {}
+        self._stepping = threading.Lock()
         self._pending = True
         self._offered: Sums | None = None
         self._settled_at = 0.0
@@ -124,6 +127,10 @@ class Ingest:
 
         Raises what the ledger raises; nothing is counted twice for it.
         """
+        with self._stepping:
+            return self._step(writers, now, settle_now)
+
+    def _step(self, writers: Sequence[Writer], now: float, settle_now: bool) -> Report:
         report = Report()
         try:
             while self._read_once(writers, now, report):

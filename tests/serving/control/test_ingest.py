@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Literal
 
 import pytest
 from segment_process import record
+from sqlalchemy import Engine
 
 from monitoring.devices import DeviceReading
 from monitoring.observe import COMPLETION_TOKENS, REQUESTS
@@ -315,4 +317,37 @@ def test_what_devices_were_held_for_is_counted_once_though_a_transaction_fails(
     device.held(meter, device.now, 5)
     reader.step([], device.now, settle_now=True)
     assert held_s(ledger) == 15
+    engine.dispose()
+
+
+class Halting(Ledger):
+    """A ledger whose first transaction begins only when it is let go."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.halted, self.go_on = threading.Event(), threading.Event()
+
+    @contextmanager
+    def transaction(self) -> Iterator[LedgerTx]:
+        if not self.halted.is_set():
+            self.halted.set()
+            self.go_on.wait(10)
+        with super().transaction() as tx:
+            yield tx
+
+
+def test_a_step_that_begins_while_another_runs_counts_nothing_twice(folder: Path, tmp_path: Path) -> None:
+    engine = connect(tmp_path / "registry.db")
+    ledger = Halting(engine)
+    write(folder / "w0-1000000000.seg", record(0, 5.0))
+    reader = ingest(folder, ledger)
+    steps = [threading.Thread(target=reader.step, args=([Writer("w0", 1.0, None)], NOW)) for _ in range(2)]
+    steps[0].start()
+    assert ledger.halted.wait(10)
+    steps[1].start()
+    time.sleep(0.3)
+    ledger.go_on.set()
+    for step in steps:
+        step.join(10)
+    assert ledger.counters()[DONE] == 1
     engine.dispose()
