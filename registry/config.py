@@ -6,6 +6,7 @@ Owns: the `models:` section. Never: reading files, resolving artifacts, traffic 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -78,6 +79,8 @@ class VersionConfig(Section):
     def _is_http(cls, url: str) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError(f"url {url!r} must begin with http:// or https://")
+        if "@" in urlsplit(url).netloc:  # it would be registered, and shown to everybody
+            raise ValueError("the url must not hold a user or a password: put the key into `api_key_env:`")
         return url.rstrip("/").removesuffix("/v1")
 
 

@@ -167,13 +167,22 @@ class Applier:
 
 
 def authorization(ref: VersionRef, version: VersionConfig) -> str:
-    """The Authorization header of an external engine whose key stands in an environment variable."""
+    """The Authorization header of an external engine whose key stands in an environment variable. Raises NotThereError.
+
+    White space around the key is no part of it. Whatever else cannot stand in a header is refused here: whoever would
+    have to send it would show the key in an error.
+    """
     if not version.api_key_env:
         return ""
-    key = os.environ.get(version.api_key_env, "")
+    key = os.environ.get(version.api_key_env, "").strip()
     if not key:
         raise NotThereError(
             f"{ref} wants its key in the environment variable {version.api_key_env}, which is not set: export it"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise NotThereError(
+            f"the key of {ref} in the environment variable {version.api_key_env} has characters that cannot be sent: "
+            "export it without them"
         )
     return f"Bearer {key}"
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from registry.artifacts import ArtifactStore, NoProgress
@@ -95,20 +96,24 @@ class Changes:
             return await self._published(route, before, started)
 
     async def set_alias(self, model: str, name: str, label: str, *, actor: str) -> Alias:
-        alias = await asyncio.to_thread(self._registry.set_alias, model, name, label, actor=actor, at=self._clock())
-        await self._publisher.publish()
-        return alias
+        async with self.lock:
+            set_alias = partial(self._registry.set_alias, actor=actor, at=self._clock())
+            alias = await asyncio.to_thread(set_alias, model, name, label)
+            await self._publisher.publish()
+            return alias
 
     async def retire(self, model: str, label: str, *, actor: str) -> Version:
         """Take a version out of use. Raises ConflictError while it has traffic, or while its engine runs."""
-        if any(one.model == model and one.label == label for one in self._replicas()):
-            raise ConflictError(
-                f"{model}@{label} has an engine in the configuration in force",
-                remedy="take it out of the file and `modelyard apply` that first",
-            )
-        version = await asyncio.to_thread(self._registry.retire, model, label, actor=actor, at=self._clock())
-        await self._publisher.publish()
-        return version
+        async with self.lock:
+            running = any((one.model, one.label) == (model, label) for one in self._replicas())
+            if running or self._declared(model, label):
+                raise ConflictError(
+                    f"{model}@{label} is in the configuration in force",
+                    remedy="take it out of the file and `modelyard apply` that first",
+                )
+            version = await asyncio.to_thread(self._registry.retire, model, label, actor=actor, at=self._clock())
+            await self._publisher.publish()
+            return version
 
     async def register(
         self, model: str, label: str, version: VersionConfig, *, base: Path, actor: str

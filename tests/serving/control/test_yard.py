@@ -171,3 +171,44 @@ def test_a_missing_key_of_an_external_engine_is_named(fake_engine: Engines, tmp_
     text = config(fake_engine).replace("engine: external, url", "engine: external, api_key_env: NOT_SET_KEY, url", 1)
     with pytest.raises(UserError, match="NOT_SET_KEY"), RunningYard(tmp_path, text):
         pass
+
+
+def test_the_key_of_an_external_engine_is_sent_and_never_shown(
+    fake_engine: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIR_KEY", "sk-very-secret\n")  # as a file's content is, with the end of its line
+    text = config(fake_engine).replace("engine: external, url", "engine: external, api_key_env: THEIR_KEY, url", 1)
+    with RunningYard(tmp_path, text) as yard:
+        assert yard.chat("m@v1").status_code == 200
+        paths = ("status", "models/m/versions", "audit", "cost")
+        shown = [yard.admin.get(f"/{path}").text for path in paths]
+        shown.append(httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text)
+        shown += [path.read_text(errors="replace") for path in yard.state.root.rglob("*") if path.is_file()]
+    assert len(shown) > 8
+    assert not [text for text in shown if "very-secret" in text]
+
+
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(
+    fake_engine: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = config(fake_engine).replace("engine: external, url", "engine: external, api_key_env: THEIR_KEY, url", 1)
+    for key in ("sk-s\u00e9cret", "sk-secret\nx: y"):
+        monkeypatch.setenv("THEIR_KEY", key)
+        with pytest.raises(UserError, match="THEIR_KEY has characters") as caught, RunningYard(tmp_path, text):
+            pass
+        assert "cret" not in str(caught.value)
+
+
+def test_a_url_with_a_password_is_refused_without_showing_it(tmp_path: Path) -> None:
+    text = 'models: {m: {versions: {v1: {engine: external, url: "https://me:hunter2@host"}}}}'
+    with pytest.raises(UserError, match="api_key_env") as caught, RunningYard(tmp_path, text):
+        pass
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_version_of_the_configuration_in_force_is_not_retired(fake_engine: Engines, tmp_path: Path) -> None:
+    text = config(fake_engine).replace("engine: external, url", "engine: external, replicas: 0, url")
+    with RunningYard(tmp_path, text.replace("route: {v1: 9000, v2: 1000}", "route: {v1: 10000}")) as yard:
+        refused = yard.admin.post("/models/m/versions/v2/retire")
+        assert refused.status_code == 409
+        assert "m@v2 is in the configuration in force" in refused.json()["error"]["message"]
