@@ -70,10 +70,11 @@ def collect_devices(devices: Sequence[DeviceReading], engine_memory: Mapping[str
 
 def collect_sampler(status: SamplerStatus) -> Iterator[Metric]:
     """How the sampler is doing, and what it costs."""
-    if status.last_at is not None:
-        yield GaugeMetricFamily(
-            "modelyard_sampler_last_reading_timestamp_seconds", "When devices were last read.", value=status.last_at
-        )
+    yield GaugeMetricFamily(
+        "modelyard_sampler_last_reading_timestamp_seconds",
+        "When devices were last read; 0: never.",
+        value=status.last_at or 0.0,
+    )
     for name, help_text, value in (
         ("modelyard_sampler_readings", "Rounds of readings.", float(status.samples)),
         ("modelyard_sampler_failures", "Rounds of readings that failed.", float(status.failures)),

@@ -15,7 +15,7 @@ from monitoring.attribution import Settlement, advance, cost_rows
 from monitoring.observe import intervals, observe
 from monitoring.sampler import Sums
 from monitoring.statement import LedgerView
-from registry.ledger import Ledger, LedgerTx
+from registry.ledger import HOUR_S, Ledger, LedgerTx
 from registry.usage import RequestRecord
 
 SETTLED: Final = "settled"
@@ -59,13 +59,17 @@ def add(tx: LedgerTx, sums: Sums) -> None:
 
 
 def view(ledger: Ledger, since: float | None = None, until: float | None = None) -> LedgerView:
-    """A window of the ledger, in whole hours; without `since`, all of it."""
-    return LedgerView(
-        rows=ledger.cost_seconds(since, until),
-        held=ledger.held_seconds(since, until),
-        cpu=ledger.cpu_seconds(since, until),
-        counters=ledger.counters(),
-        settled_until=ledger.cursor(SETTLED),
-        held_until=ledger.cursor(HELD),
-        start=since,
-    )
+    """A window of the ledger, from the start of the hour in which `since` lies; without `since`, all of it.
+
+    All of one state: rows and watermark of two states would show what was settled in between as idle.
+    """
+    with ledger.snapshot() as state:
+        return LedgerView(
+            rows=state.cost_seconds(since, until),
+            held=state.held_seconds(since, until),
+            cpu=state.cpu_seconds(since, until),
+            counters=state.counters(),
+            settled_until=state.cursor(SETTLED),
+            held_until=state.cursor(HELD),
+            start=None if since is None else since // HOUR_S * HOUR_S,
+        )

@@ -214,10 +214,16 @@ def _unsettled(held: Sequence[HeldSeconds], settled_until: float | None, held_un
 
 
 def _unit_costs(uses: Sequence[DeviceUse], made: Sequence[Bill], counts: Mapping[str, Counts]) -> tuple[UnitCost, ...]:
-    """Unit costs per version and bill; one version on several devices has a unit cost per device."""
+    """Unit costs per version and bill; one version on several devices has a unit cost per device.
+
+    A version that reserves memory and was never at work bears its part of the idle time too, on every device, as
+    nothing tells which one its memory is on.
+    """
+    seen = {use.device: {version for version, _ in use.shares} | set(use.cpu_s or ()) for use in uses}
+    unasked = {version for use in uses for version in use.reserved_bytes} - set().union(*seen.values())
     found: list[UnitCost] = []
     for use in uses:
-        on_device = sorted({version for version, _ in use.shares} | set(use.cpu_s or ()))
+        on_device = sorted(seen[use.device] | unasked)
         idle = idle_shares(use, on_device)
         for one in made:
             if one.device == use.device:

@@ -39,6 +39,7 @@ __all__ = [
     "HistogramKey",
     "Interval",
     "Ledger",
+    "LedgerSnapshot",
     "LedgerTx",
 ]
 
@@ -73,11 +74,16 @@ class Ledger:
         with read(self._engine) as connection:
             return set(connection.scalars(select(table.c.name).where(table.c.sealed)))
 
+    @contextmanager
+    def snapshot(self) -> Iterator[LedgerSnapshot]:
+        """Several reads of one state: what is written meanwhile is not seen."""
+        with read(self._engine) as connection:
+            yield LedgerSnapshot(connection)
+
     def counters(self) -> dict[CounterKey, float]:
         """The total of every counter."""
-        with read(self._engine) as connection:
-            rows = connection.execute(select(schema.counters))
-            return {CounterKey(name, _labels.decode(labels)): value for name, labels, value in rows}
+        with self.snapshot() as snapshot:
+            return snapshot.counters()
 
     def histograms(self) -> dict[HistogramKey, HistogramDelta]:
         """The total of every histogram."""
@@ -86,25 +92,63 @@ class Ledger:
 
     def intervals(self) -> list[Interval]:
         """Intervals that wait to be settled, by start."""
-        with read(self._engine) as connection:
-            return LedgerTx(connection).intervals()
+        with self.snapshot() as snapshot:
+            return snapshot.intervals()
 
     def cost_seconds(self, since: float | None = None, until: float | None = None) -> list[CostSeconds]:
         """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
-        return self._seconds(schema.cost_seconds, CostSeconds, since, until)
+        with self.snapshot() as snapshot:
+            return snapshot.cost_seconds(since, until)
 
     def held_seconds(self, since: float | None = None, until: float | None = None) -> list[HeldSeconds]:
         """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
-        return self._seconds(schema.held_seconds, HeldSeconds, since, until)
+        with self.snapshot() as snapshot:
+            return snapshot.held_seconds(since, until)
 
     def cpu_seconds(self, since: float | None = None, until: float | None = None) -> list[CpuSeconds]:
         """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
-        return self._seconds(schema.cpu_seconds, CpuSeconds, since, until)
+        with self.snapshot() as snapshot:
+            return snapshot.cpu_seconds(since, until)
 
     def cursor(self, name: str) -> float | None:
         """A named position in time, e.g. how far intervals were settled; None where it was never set."""
-        with read(self._engine) as connection:
-            return LedgerTx(connection).cursor(name)
+        with self.snapshot() as snapshot:
+            return snapshot.cursor(name)
+
+
+class LedgerSnapshot:
+    """Reads within one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def counters(self) -> dict[CounterKey, float]:
+        """The total of every counter."""
+        rows = self._connection.execute(select(schema.counters))
+        return {CounterKey(name, _labels.decode(labels)): value for name, labels, value in rows}
+
+    def intervals(self) -> list[Interval]:
+        """Intervals that wait to be settled, by start."""
+        table = schema.intervals
+        columns = (table.c.device, table.c.version, table.c.outcome, table.c.start, table.c.stop)
+        rows = self._connection.execute(select(*columns).order_by(table.c.start, table.c.id))
+        return [Interval(*row) for row in rows]
+
+    def cost_seconds(self, since: float | None = None, until: float | None = None) -> list[CostSeconds]:
+        """As `Ledger.cost_seconds`."""
+        return self._seconds(schema.cost_seconds, CostSeconds, since, until)
+
+    def held_seconds(self, since: float | None = None, until: float | None = None) -> list[HeldSeconds]:
+        """As `Ledger.held_seconds`."""
+        return self._seconds(schema.held_seconds, HeldSeconds, since, until)
+
+    def cpu_seconds(self, since: float | None = None, until: float | None = None) -> list[CpuSeconds]:
+        """As `Ledger.cpu_seconds`."""
+        return self._seconds(schema.cpu_seconds, CpuSeconds, since, until)
+
+    def cursor(self, name: str) -> float | None:
+        """A named position in time; None where it was never set."""
+        return self._connection.scalar(select(schema.cursors.c.value).where(schema.cursors.c.name == name))
 
     def _seconds(self, table: Table, entry: type[_Seconds], since: float | None, until: float | None) -> list[_Seconds]:
         query = select(table).order_by(*table.primary_key.columns)
@@ -112,15 +156,11 @@ class Ledger:
             query = query.where(table.c.hour > since - HOUR_S)
         if until is not None:
             query = query.where(table.c.hour < until)
-        with read(self._engine) as connection:
-            return [entry(*row) for row in connection.execute(query)]
+        return [entry(*row) for row in self._connection.execute(query)]
 
 
-class LedgerTx:
+class LedgerTx(LedgerSnapshot):
     """The changes of one transaction. Its reads see them."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     def advance(self, segment: str, offset: int, *, expected: int | None = None, sealed: bool = False) -> None:
         """The segment is counted up to `offset`, and to its end where `sealed`.
@@ -190,17 +230,6 @@ class LedgerTx:
     def set_cursor(self, name: str, value: float) -> None:
         """Move a named position in time, forwards or backwards."""
         self._put(schema.cursors, [{"name": name, "value": value}])
-
-    def intervals(self) -> list[Interval]:
-        """Intervals that wait to be settled, by start."""
-        table = schema.intervals
-        columns = (table.c.device, table.c.version, table.c.outcome, table.c.start, table.c.stop)
-        rows = self._connection.execute(select(*columns).order_by(table.c.start, table.c.id))
-        return [Interval(*row) for row in rows]
-
-    def cursor(self, name: str) -> float | None:
-        """A named position in time; None where it was never set."""
-        return self._connection.scalar(select(schema.cursors.c.value).where(schema.cursors.c.name == name))
 
     def _add(self, table: Table, rows: list[dict[str, Any]]) -> None:
         """Insert rows; where one with the same key is there, add the values to its own."""

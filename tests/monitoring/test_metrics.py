@@ -18,7 +18,7 @@ from monitoring import settle
 from monitoring.cost import Prices
 from monitoring.device_metrics import hold
 from monitoring.metrics import LedgerState, Metrics, Snapshot
-from monitoring.sampler import Sums
+from monitoring.sampler import SamplerStatus, Sums
 from monitoring.statement import LedgerView, statement
 from registry.entries import CostSeconds, HeldSeconds
 
@@ -262,3 +262,11 @@ def test_series_are_bounded_whatever_clients_ask_for(yard: Yard, shown: tuple[Co
     yard.ingest(scans, watermark=HOUR, sums=Sums())
     metrics.publish(replace(yard.snapshot(HOUR), statement=None))
     assert sum(len(family.samples) for family in registry.collect()) < 150
+
+
+def test_devices_that_were_never_read_are_told_apart_from_a_sampler_that_is_not_there() -> None:
+    """The alert on stale readings compares the last one's time: without a series it could never fire."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, version="0.1.0")
+    metrics.publish(Snapshot(sampler=SamplerStatus(samples=9, failures=9, last_error="NVML does not answer")))
+    assert registry.get_sample_value("modelyard_sampler_last_reading_timestamp_seconds") == 0.0
