@@ -118,7 +118,9 @@ class Exchange:
     def _backends(self) -> Iterator[tuple[VersionState, Backend]]:
         """Replicas to try, in order: those of the assigned version, then along the fallback chain.
 
-        Within a version the least busy one first. A pinned version has no fallback: the client asked for that one.
+        1. Within a version the least busy one first.
+        2. A pinned version has no fallback: the client asked for that one.
+        3. Replicas whose breaker is open come last, after every fallback: better a doubtful one than none.
         """
         target = self._target
         tried: set[str] = set()
@@ -126,14 +128,20 @@ class Exchange:
         versions = [model.versions[self.record.assigned]] if self.record.assigned in model.versions else []
         if target.pinned is None:
             versions += [version for version in model.fallback if version not in versions]
-        for version in versions:
-            while True:
-                left = [backend for backend in version.backends if backend.config.id not in tried]
-                if not left or len(tried) >= self._router.snapshot.limits.attempts_max:
-                    break
-                backend = left[0] if len(left) == 1 else min(left, key=self._router.load)
-                tried.add(backend.config.id)
-                yield version, backend
+        now = self._router.now()
+        for last_resort in (False, True):
+            for version in versions:
+                while len(tried) < self._router.snapshot.limits.attempts_max:
+                    left = [
+                        backend
+                        for backend in version.backends
+                        if backend.config.id not in tried and (last_resort or backend.breaker.allows(now))
+                    ]
+                    if not left:
+                        break
+                    backend = left[0] if len(left) == 1 else min(left, key=self._router.load)
+                    tried.add(backend.config.id)
+                    yield version, backend
 
     def _attempt(self) -> None:
         if self._next is None:
@@ -213,7 +221,7 @@ class Exchange:
 
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         if status in FAILOVER_STATUSES:
-            self._router.observe_failure(self.record.replica, f"status_{status}")
+            self._blame(f"status_{status}")
             if self._next is not None:
                 self._leave_connection()
                 self._attempt()
@@ -241,11 +249,12 @@ class Exchange:
             return
         scanner = answer.scanner
         if not answer.end():
+            self._blame("stream_truncated")
             self._truncate(answer, "stream_truncated", "The engine ended its answer before it was complete.")
         elif scanner is not None and scanner.error:
             self._finish("truncated" if scanner.started else "failed", error="engine_error")
         elif self.record.status < 500:
-            self._finish("completed")
+            self._complete()
         else:
             self._finish("failed", error="engine_error")
 
@@ -254,7 +263,7 @@ class Exchange:
         if stale and self._backend is not None:
             self._dispatch(self._backend, self._router.now(), fresh=True)
         elif (answer := self._committed_answer) is not None:
-            self._router.observe_failure(self.record.replica, error)
+            self._blame(error)
             self._truncate(answer, error, "The engine stopped in the middle of its answer.")
         else:
             self._fail_attempt(error)
@@ -276,7 +285,7 @@ class Exchange:
         if answer is not None:
             answer.note_stream()
         if answer is not None and answer.scanner is not None and answer.scanner.done and not answer.scanner.error:
-            self._finish("completed")
+            self._complete()
         else:
             self._finish("cancelled", error="client_closed")
 
@@ -319,10 +328,10 @@ class Exchange:
     def _time_out(self, error: str) -> None:
         self._leave_connection()
         if (answer := self._committed_answer) is not None:
-            self._router.observe_failure(self.record.replica, error)
+            self._blame(error)
             self._truncate(answer, error, "The engine took too long over its answer.")
         elif error == "total_timeout":
-            self._router.observe_failure(self.record.replica, error)
+            self._blame(error)
             self._last_error = ApiError(504, "The request took longer than its total timeout.", code=error)
             self._give_up()
         else:
@@ -338,7 +347,7 @@ class Exchange:
 
     def _fail_attempt(self, error: str) -> None:
         """This replica did not answer: try the next one, or say so."""
-        self._router.observe_failure(self.record.replica, error)
+        self._blame(error)
         status = 504 if error.endswith("timeout") else 502
         message = f"The engine of {self.record.model}@{self.record.version} gave no answer ({error.replace('_', ' ')})."
         self._last_error = ApiError(status, message, code=error)
@@ -364,6 +373,12 @@ class Exchange:
         """End a committed answer that cannot be completed."""
         answer.truncate(code, message)
         self._finish("truncated", error=code)
+
+    def _complete(self) -> None:
+        """The client has had the engine's whole answer: the replica is well."""
+        if self._backend is not None:
+            self._backend.breaker.succeeded()
+        self._finish("completed")
 
     def _own_headers(self) -> bytes:
         return b"x-modelyard-attempts: %d\r\nx-modelyard-generation: %d\r\n" % (
@@ -391,14 +406,22 @@ class Exchange:
         """The answer, if the client has seen some of it: then no other replica may begin anew."""
         return self._answer if self._answer is not None and self._answer.committed else None
 
+    def _blame(self, error: str) -> None:
+        """The replica failed for its own reasons."""
+        if self._backend is not None:
+            self._backend.breaker.failed(self._router.now(), self._router.jitter())
+        self._router.observe_failure(self.record.replica, error)
+
     def _take(self, backend: Backend) -> None:
         self._release()
         self._backend = backend
         backend.inflight += 1
+        backend.breaker.begin()
 
     def _release(self) -> None:
         if self._backend is not None:
             self._backend.inflight -= 1
+            self._backend.breaker.abandoned()
             self._backend = None
 
     def _leave_connection(self) -> None:

@@ -219,6 +219,9 @@ class Router:
         """How busy a replica is; ties are broken at random."""
         return backend.inflight, self._rng.random()
 
+    def jitter(self) -> float:
+        return self._rng.random()
+
     def next_id(self) -> str:
         """A request id that no other request of any worker has."""
         return f"{self._id_prefix}{next(self._ids):x}"

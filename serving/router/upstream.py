@@ -14,6 +14,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from serving.router.breaker import Breaker
 from serving.router.table import Replica
 
 IDLE_S: Final = 20.0
@@ -40,13 +41,26 @@ class Receiver(Protocol):
 class Backend:
     """One replica at run time: its pool and its in-flight count, kept across routing tables."""
 
-    __slots__ = ("_idle", "_loop", "_now", "_ssl", "closing", "config", "head", "inflight", "open", "path_prefix")
+    __slots__ = (
+        "_idle",
+        "_loop",
+        "_now",
+        "_ssl",
+        "breaker",
+        "closing",
+        "config",
+        "head",
+        "inflight",
+        "open",
+        "path_prefix",
+    )
 
     def __init__(self, config: Replica, loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> None:
         self._loop = loop
         self._now = now
         self._idle: deque[Connection] = deque()
         self._ssl = ssl.create_default_context() if config.tls else None
+        self.breaker = Breaker()
         self.closing = False
         self.inflight = 0
         self.open = 0

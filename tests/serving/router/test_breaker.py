@@ -1,0 +1,115 @@
+"""The circuit breaker: alone, over any history; and in the router, where it leaves no request without a replica."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+from engines.fixtures import FakeEngine
+from hypothesis import given
+from hypothesis import strategies as st
+from router_harness import RouterProcess, model, version
+
+from serving.router.breaker import FAILURES_TO_OPEN, JITTER, OPEN_FIRST_S, OPEN_MAX_S, Breaker
+from serving.router.table import Timeouts
+
+Start = Callable[..., FakeEngine]
+
+
+def opened(now: float = 0.0) -> Breaker:
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_OPEN):
+        assert breaker.allows(now)
+        breaker.begin()
+        breaker.failed(now, 0.0)
+    return breaker
+
+
+def test_it_opens_after_failures_in_a_row_and_probes_once() -> None:
+    breaker = opened()
+    assert not breaker.allows(OPEN_FIRST_S * 0.99)
+    assert breaker.allows(OPEN_FIRST_S)
+    breaker.begin()
+    assert not breaker.allows(OPEN_FIRST_S)  # one probe at a time
+    breaker.succeeded()
+    assert breaker.allows(OPEN_FIRST_S)
+    assert not breaker.is_open
+
+
+def test_a_success_between_failures_keeps_it_closed() -> None:
+    breaker = Breaker()
+    for _ in range(10 * FAILURES_TO_OPEN):
+        breaker.begin()
+        breaker.failed(0.0, 0.0)
+        breaker.begin()
+        breaker.succeeded()
+    assert breaker.allows(0.0)
+
+
+def test_every_failed_probe_doubles_the_wait_up_to_a_bound() -> None:
+    breaker, now, waits = opened(), 0.0, []
+    for _ in range(8):
+        began = now
+        while not breaker.allows(now):
+            now += 0.01
+        waits.append(now - began)
+        breaker.begin()
+        breaker.failed(now, 0.5)
+    assert all(after > before - 0.05 for before, after in itertools.pairwise(waits))
+    assert waits[1] > 1.9 * waits[0]
+    assert OPEN_MAX_S <= waits[-1] <= OPEN_MAX_S * (1 + JITTER) + 0.02
+
+
+def test_a_probe_whose_client_leaves_is_tried_again() -> None:
+    breaker = opened()
+    breaker.begin()
+    breaker.abandoned()
+    assert breaker.allows(OPEN_FIRST_S)
+
+
+@given(st.lists(st.tuples(st.sampled_from("bsfa"), st.floats(0, 3), st.floats(0, 0.99)), max_size=60))
+def test_whatever_happened_it_lets_a_probe_through_in_time(history: list[tuple[str, float, float]]) -> None:
+    breaker, now = Breaker(), 0.0
+    for event, later_s, jitter in history:
+        now += later_s
+        if event == "b":
+            breaker.begin()
+        elif event == "s":
+            breaker.succeeded()
+            assert breaker.allows(now)
+        elif event == "f":
+            breaker.failed(now, jitter)
+        else:
+            breaker.abandoned()
+    breaker.abandoned()
+    assert breaker.allows(now + OPEN_MAX_S * (1 + JITTER))
+
+
+def test_a_silent_replica_is_asked_no_more_until_it_is_back(router: RouterProcess, fake_engine: Start) -> None:
+    silent, good = fake_engine("--first-byte-delay-s", "30"), fake_engine()
+    versions = [version("v1", [silent.port]), version("v2", [good.port])]
+    router.publish(model(versions, {"v1": 10_000, "v2": 0}, fallback=("v2",), timeouts=Timeouts(first_byte_s=0.2)))
+    for _ in range(FAILURES_TO_OPEN):
+        assert router.chat().headers["x-modelyard-attempts"] == "2"
+    quick = router.chat()
+    assert (quick.headers["x-modelyard-attempts"], quick.headers["x-modelyard-version"]) == ("1", "assistant@v2")
+    silent.behave(first_byte_delay_s=0.0)
+    deadline = time.monotonic() + 5
+    while router.chat().headers["x-modelyard-version"] != "assistant@v1":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_last_replica_is_never_left_out(router: RouterProcess, fake_engine: Start) -> None:
+    engine = fake_engine("--status", "500", "--status-times", "5")
+    router.serve(engine.port)
+    assert [router.chat().status_code for _ in range(7)] == [500] * 5 + [200] * 2
+
+
+def test_a_clients_own_mistakes_open_nothing(router: RouterProcess, fake_engine: Start) -> None:
+    wrong, other = fake_engine("--status", "400"), fake_engine()
+    versions = [version("v1", [wrong.port]), version("v2", [other.port])]
+    router.publish(model(versions, {"v1": 10_000, "v2": 0}, fallback=("v2",)))
+    assert {router.chat().status_code for _ in range(3 * FAILURES_TO_OPEN)} == {400}
+    assert other.stats()["seen"] == 0
