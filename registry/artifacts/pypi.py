@@ -99,10 +99,9 @@ def _watch(process: subprocess.Popen[bytes], work: Path, log: Path, requirement:
             if found is None and (found := _SIZE.search(log.read_text(errors="replace"))) is not None:
                 progress.done()
                 progress.start(f"Downloading {requirement}", int(float(found[1]) * _UNITS[found[2]]))
-            size = _largest(work)
-            if found is not None and size > seen:
-                progress.advance(size - seen)
-                seen = size
+            grown = max(0, _largest(work) - seen) if found is not None else 0
+            progress.advance(grown)  # also of nothing: whoever shows it may break it off
+            seen += grown
     finally:
         progress.done()
 

@@ -129,6 +129,9 @@ class ArtifactStore:
             temporary.replace(target)
         except OSError as error:
             raise ArtifactError(f"{target} cannot be linked to {source} ({error.strerror})") from error
+        finally:  # renaming onto another link of one file does nothing, says POSIX: both names stay
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         return target
 
     def recall(self, key: str, stamp: Stamp) -> list[Artifact] | None:

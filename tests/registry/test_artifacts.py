@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,22 @@ def test_a_damaged_file_is_refused_with_both_hashes(store: ArtifactStore, model:
     assert SHA256 in str(error)
     assert error.actual in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_name_that_cannot_be_linked_or_is_linked_twice_leaves_nothing_beside_it(
+    store: ArtifactStore, model: Path, tmp_path: Path
+) -> None:
+    (artifact,) = fetch(parse(f"file:{model}", tmp_path), store, progress=NoProgress())
+    (tmp_path / "taken" / artifact.filename).mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="Is a directory"):
+        store.link(artifact, tmp_path / "taken")
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == [artifact.filename]
+    folder = tmp_path / "many"
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: store.link(artifact, folder), range(8)))
+        assert [path.name for path in folder.iterdir()] == [artifact.filename]
+        shutil.rmtree(folder)
 
 
 def test_a_checkpoint_is_all_its_files_but_hidden_ones(store: ArtifactStore, tmp_path: Path) -> None:
