@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -143,6 +143,8 @@ class Comparison:
     losses: int
     detectable: float
     """The minimum detectable effect at this n and spread."""
+    q: float | None = None
+    """Of a slice: p adjusted over all slices (Benjamini-Hochberg); many slices show some small p by chance."""
 
     @property
     def discordance(self) -> float:
@@ -288,6 +290,8 @@ def analyse(
     overall = compare(OVERALL, pairs, alpha=alpha, rng=rng)
     scorers = _grouped(pairs, "scorer", alpha, rng)
     slices = _grouped(pairs, "slice", alpha, rng)
+    shared = statistics.benjamini_hochberg([one.p for one in slices])
+    slices = tuple(replace(one, q=q) for one, q in zip(slices, shared, strict=True))
     by_name: Mapping[str, Comparison] = {one.name: one for one in scorers} | {OVERALL: overall}
     deciding = [by_name[name] for name in gates if name in by_name]
     adjusted = statistics.holm([one.p for one in deciding])

@@ -250,6 +250,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values whose cut at alpha bounds the expected share of false discoveries, in the given order.
+    Benjamini and Hochberg 1995 (J. R. Stat. Soc. B 57:289)."""
+    return [float(q) for q in stats.false_discovery_control(p_values)] if p_values else []
+
+
 def cluster_codes(clusters: Sequence[Any]) -> NDArray[np.intp]:
     """Names -> 0, 1, 2, … in sorted order."""
     codes: NDArray[np.intp] = np.unique(np.asarray(clusters), return_inverse=True)[1]

@@ -63,6 +63,7 @@ def comparison(console: Console, found: Assessment, *, alpha: float, flips: int)
     _groups(console, "scorer", (*result.scorers, result.overall))
     if len(result.slices) > 1:
         _groups(console, "slice", result.slices)
+        console.print("[dim]q: p adjusted over the slices (Benjamini-Hochberg)[/]\n")
     _unpaired(console, found)
     overall = result.overall
     units = f", {overall.clusters} clusters" if overall.clusters else ""
@@ -143,7 +144,9 @@ def runs(console: Console, rows: Iterable[dict[str, Any]]) -> None:
 def _groups(console: Console, first: str, groups: Sequence[Comparison]) -> None:
     """A row per group. A narrow terminal gets the sides' means without their intervals: a cell never wraps."""
     wide = console.width >= SIDES_WITH_INTERVALS_COLUMNS
-    table = _table(first, "n", "baseline", "candidate", "difference", "flips", "p", no_wrap=True)
+    adjusted = any(group.q is not None for group in groups)
+    columns = ("n", "baseline", "candidate", "difference", "flips", "q" if adjusted else "p")
+    table = _table(first, *columns, no_wrap=True)
     for group in groups:
         interval = group.interval
         table.add_row(
@@ -153,7 +156,7 @@ def _groups(console: Console, first: str, groups: Sequence[Comparison]) -> None:
             _side(group.candidate.mean, group.candidate.interval if wide else None),
             f"{signed(group.difference)} [{signed(interval.low)}, {signed(interval.high)}]",
             f"{group.losses} / {group.gains}",
-            f"{group.p:.3g}",
+            f"{group.p if group.q is None else group.q:.3g}",
             style="bold" if group.name == "overall" else None,
         )
     console.print(table)

@@ -136,6 +136,20 @@ def test_gates_are_holm_adjusted_and_all_must_pass() -> None:
     assert by_name["b"].p_adjusted == pytest.approx(2 * by_name["b"].comparison.p)
 
 
+def test_slices_are_adjusted_for_their_number() -> None:
+    """Nineteen slices of noise and one true loss: only its own stays small. Against statsmodels."""
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    found = [
+        dataclasses.replace(pair, slice=f"s{number:02d}", case=f"{number}-{pair.case}")
+        for number in range(20)
+        for pair in (binary(20, 0, 20, 20) if number == 0 else binary(20, 6 + number % 3, 6, 20))
+    ]
+    slices = analyse(found, [], gates=["overall"], margin=0.05, alpha=0.05, rng=rng()).slices
+    expected = multitest.multipletests([one.p for one in slices], method="fdr_bh")[1]
+    assert [one.q for one in slices] == pytest.approx(list(expected))
+    assert [one.name for one in slices if one.q is not None and one.q <= 0.05] == ["s00"]
+
+
 def test_combining_gates() -> None:
     passed, better = Verdict("non-inferior", ""), Verdict("better", "")
     unsure, unknown = Verdict("inconclusive", "", 40), Verdict("inconclusive", "", None)
