@@ -47,13 +47,14 @@ def up(
     import logging  # noqa: PLC0415
 
     from registry.errors import ArtifactError, RegistryError  # noqa: PLC0415
-    from registry.state import StateDir  # noqa: PLC0415
+    from registry.state import STATE_DIR_VARIABLE, StateDir  # noqa: PLC0415
     from registry.terminal import NotThereError, UserError  # noqa: PLC0415
     from serving.commands.screen import LOUD_LOGGERS, Screen, ScreenLog  # noqa: PLC0415
     from serving.control.ui import Options  # noqa: PLC0415
     from serving.control.yard import run  # noqa: PLC0415
 
-    screen = Screen(state_dir=state_dir)
+    named = state_dir or os.environ.get(STATE_DIR_VARIABLE)  # another terminal has to be told of it
+    screen = Screen(state_dir=Path(named).absolute() if named else None)
     logger, handler = logging.getLogger(LOUD_LOGGERS), ScreenLog(screen)
     logger.addHandler(handler)
     logger.propagate = False
