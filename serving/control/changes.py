@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from registry.artifacts import ArtifactStore, NoProgress
+from registry.artifacts import ArtifactStore, NoProgress, Progress
 from registry.config import VersionConfig
 from registry.errors import ConflictError, NotFoundError
 from registry.models import BUCKETS, Alias, Allocation, Route, Version, VersionRef, check_weights
@@ -51,6 +51,7 @@ class Changes:
         replicas: Callable[[], Sequence[RunningReplica]],
         environment: Environment,
         declared: Callable[[str, str], bool],
+        progress: Callable[[], Progress] = NoProgress,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
@@ -59,6 +60,7 @@ class Changes:
         self._replicas = replicas
         self._environment = environment
         self._declared = declared
+        self._progress = progress
         self._clock = clock
         self.lock = asyncio.Lock()
         """Held while traffic changes; an apply holds it while what is declared changes."""
@@ -128,7 +130,7 @@ class Changes:
                 other.label: Draft(other.ref, other.manifest, (), True, 0)
                 for other in (there.versions.values() if there else ())
             }
-            resolver = Resolver(self._store, known, base, progress=NoProgress, environment=self._environment)
+            resolver = Resolver(self._store, known, base, progress=self._progress, environment=self._environment)
             draft = resolver.draft(ref, version, siblings)
             made = self._registry.register(model, label, draft.manifest, author=actor, at=self._clock())
             return made, label not in siblings

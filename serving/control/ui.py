@@ -8,11 +8,40 @@ Owns: the seam between the control plane and whoever draws. Never: drawing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from registry.artifacts import NoProgress, Progress
+from registry.terminal import UserError
+
+
+class StoppingError(UserError):
+    """A long step was broken off because the yard stops."""
+
+
+class Haltable:
+    """Progress of a long step in a thread, which it breaks off once `halt` is set: nobody else can end a thread."""
+
+    def __init__(self, shown: Progress, halt: threading.Event) -> None:
+        self._shown = shown
+        self._halt = halt
+
+    def start(self, title: str, total_bytes: int | None) -> None:
+        self._check()
+        self._shown.start(title, total_bytes)
+
+    def advance(self, n: int) -> None:
+        self._check()
+        self._shown.advance(n)
+
+    def done(self) -> None:
+        self._shown.done()
+
+    def _check(self) -> None:
+        if self._halt.is_set():
+            raise StoppingError("broken off, because the yard stops: start it again to go on")
 
 
 @dataclass(frozen=True, slots=True)

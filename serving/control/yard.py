@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from monitoring.gpu import open_reader
 from monitoring.metrics import EngineState as EngineGauge
 from monitoring.sampler import Sampler
 from monitoring.settle import HELD
-from registry.artifacts import ArtifactStore
+from registry.artifacts import ArtifactStore, NoProgress
 from registry.errors import NotFoundError, RegistryError
 from registry.ledger import Ledger
 from registry.state import StateDir, YardInfo
@@ -48,7 +49,7 @@ from serving.control.publisher import Publisher
 from serving.control.status import (
     inflight_of,
 )
-from serving.control.ui import EngineState, Options, Ready, Ui
+from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
 from serving.control.workers import Workers, check_port_free
 from serving.engines.replica import ReplicaStatus
 from serving.engines.supervisor import Supervisor
@@ -63,6 +64,8 @@ EXTERNAL_WAIT_S = 5.0
 ADOPTION_S = 11.0
 """Longer than an engine that was found running may take to answer."""
 ENGINE_STOP_S = 10.0
+FORCED_STOP_S = 1.0
+INTERRUPTED_EXIT = 130
 SETTLED_STATES = ("ready", "failed")
 
 
@@ -90,6 +93,7 @@ class Yard:
         self._device = "cpu"
         self._adopted = 0
         self._forced = False
+        self._halt = threading.Event()
         self._is_up = asyncio.Event()
         self._info = YardInfo(os.getpid(), "", "", str(path.absolute()), time.time())
 
@@ -130,9 +134,10 @@ class Yard:
             replicas=supervisor.replicas,
             environment=engine_environment(self._path.parent),
             declared=self._declares,
+            progress=lambda: Haltable(NoProgress(), self._halt),
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
-        applier = Applier(registry, store, progress=self._ui.progress)
+        applier = Applier(registry, store, progress=lambda: Haltable(self._ui.progress(), self._halt))
         self.parts = Parts(
             config=self._config,
             options=self._options,
@@ -248,24 +253,31 @@ class Yard:
         if not stopping.done():
             self._forced = True
             await self.parts.workers.kill()
+            await self.parts.supervisor.stop(FORCED_STOP_S)
         await stopping
         forced.cancel()
 
     async def _stop_everything(self, drain_s: float) -> None:
         """In the order of the requests: routers first, then engines, then the books are closed."""
-        if hasattr(self, "parts"):
-            await self.parts.workers.stop(drain_s)
-            await self.parts.supervisor.stop(1.0 if self._forced or drain_s <= 0 else ENGINE_STOP_S)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await asyncio.to_thread(self.parts.sampler.stop)
-            try:
-                await self.parts.accounts.step(settle_now=True)
-            except RegistryError:
-                log.exception("the last requests are not counted yet; the next start counts them")
-            self.state.yard_json.unlink(missing_ok=True)
-        await self._stack.aclose()
+        self._halt.set()
+        try:
+            if hasattr(self, "parts"):
+                await self._stop_parts(drain_s)
+        finally:
+            await self._stack.aclose()
+
+    async def _stop_parts(self, drain_s: float) -> None:
+        await self.parts.workers.stop(drain_s)
+        await self.parts.supervisor.stop(FORCED_STOP_S if self._forced or drain_s <= 0 else ENGINE_STOP_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.parts.sampler.stop)
+        try:
+            await self.parts.accounts.step(settle_now=True)
+        except (RegistryError, OSError):
+            log.exception("the last requests are not counted yet; the next start counts them")
+        self.state.yard_json.unlink(missing_ok=True)
 
     # While it runs
 
@@ -410,8 +422,12 @@ async def run(path: Path, state: StateDir, options: Options, ui: Ui) -> None:
         await yard.stop(force)
     finally:
         stopping.cancel()
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is left but threads that have not noticed yet
+            loop.add_signal_handler(number, os._exit, INTERRUPTED_EXIT)
+        await loop.shutdown_default_executor()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # it has stopped; how the process ends is settled
 
 
 def with_options(config: YardConfig, options: Options) -> YardConfig:

@@ -214,3 +214,60 @@ def test_a_hangup_applies_the_file_again(yard: Start) -> None:
     assert httpx.get(f"{info.url}/health/ready", trust_env=False).status_code == 200
     one.send(signal.SIGINT)
     assert one.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_breaks_off_the_fetching_of_a_large_file(tmp_path: Path, number: signal.Signals) -> None:
+    with (tmp_path / "large.gguf").open("wb") as file:
+        file.truncate(40 * 1024**3)  # takes no room; reading it would take half a minute and more
+    text = 'models: {m: {versions: {v1: {engine: llama.cpp, artifact: "file:large.gguf"}}}}'
+    one = YardProcess(tmp_path, f"server: {{port: 0, admin_port: 0}}\n{text}")
+    with one.log.open("ab") as output:
+        program = [sys.executable, "-c", "from serving.cli import main; main()"]
+        one.process = subprocess.Popen(
+            [*program, "up", str(one.path), "--state-dir", str(one.state.root)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    until(lambda: "Copying large.gguf" in one.log.read_text(), 30.0)
+    one.send(number)
+    assert one.wait(10) == 0
+    assert "Traceback" not in one.log.read_text()
+
+
+def test_an_interrupt_at_any_moment_of_the_stop_ends_it_as_any_other(yard: Start) -> None:
+    one = yard()
+    one.start()
+    one.send(signal.SIGINT)
+    assert one.process is not None
+    while one.process.poll() is None:
+        time.sleep(0.002)
+        if "stopped" in one.log.read_text() or one.state.read_yard() is None:
+            one.send(signal.SIGINT)
+    assert one.wait() in (0, 130)
+    assert "Traceback" not in one.log.read_text()
+
+
+def test_a_second_interrupt_does_not_wait_for_an_engine_that_is_deaf_to_the_first(tmp_path: Path) -> None:
+    fake = ROOT / "tests" / "engines" / "fake_engine.py"
+    program = tmp_path / "llama-server"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\na = sys.argv\nif '--port' not in a: sys.exit(print('version: 1'))\n"
+        f"os.execv(sys.executable, [sys.executable, {str(fake)!r}, '--deaf', '--port', a[a.index('--port') + 1]])\n"
+    )
+    program.chmod(0o755)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    version = f'{{engine: llama.cpp, artifact: "file:model.gguf", engine_args: {{binary: "{program}"}}}}'
+    one = YardProcess(tmp_path, f"server: {{port: 0, admin_port: 0}}\nmodels: {{m: {{versions: {{v1: {version}}}}}}}")
+    one.start()
+    engines = [json.loads(path.read_text())["pid"] for path in one.state.engines.rglob("engine.json")]
+    assert len(engines) == 1
+    one.send(signal.SIGINT)
+    time.sleep(1.0)
+    one.send(signal.SIGINT)
+    began = time.monotonic()
+    assert one.wait() == 0
+    assert time.monotonic() - began < 5.0
+    assert not any(map(runs, engines))
