@@ -13,7 +13,7 @@ import typer
 from registry import terminal
 from registry.terminal import NotThereError, UserError
 from serving.commands import render
-from serving.commands.client import AdminClient
+from serving.commands.client import AdminClient, goes_on
 from serving.commands.options import AdminUrl, Json, StateDirectory, application
 
 app = application()
@@ -52,7 +52,7 @@ def apply(
         terminal.print_json(plan) if as_json else None
         raise UserError("the configuration was not applied: " + "; ".join(plan["refusals"]))
     if not dry_run:
-        with terminal.console(stderr=True).status("applying"):
+        with goes_on("modelyard status"), terminal.busy("applying"):
             plan = client.send("POST", "apply", body=body)
     if as_json:
         terminal.print_json(plan)

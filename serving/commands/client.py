@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -128,6 +131,16 @@ def _words(body: Any) -> list[str]:
     if not isinstance(body, dict):
         return []
     return [*body.get("weights", ()), *([body["label"]] if isinstance(body.get("label"), str) else [])]
+
+
+@contextmanager
+def goes_on(command: str) -> Iterator[None]:
+    """Ctrl-C ends the waiting, not what the control plane does: say so, and which command shows how it ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"modelyard: not waiting any longer; the yard goes on with it, see `{command}`\n")
+        raise
 
 
 def actor() -> str:

@@ -52,7 +52,12 @@ def down(
     state = StateDir.find(state_dir)
     stopped: list[str] = []
     if state.root.is_dir():
-        lock = _stop_yard(state, timeout, force, stopped)
+        try:
+            lock = _stop_yard(state, timeout, force, stopped)
+        except PermissionError:
+            raise NotThereError(
+                f"the yard in {shown(state.root)} is another user's: stop it as that user, or as root"
+            ) from None
         try:
             _stop_workers(state, timeout, stopped)
             asyncio.run(_stop_engines(state, timeout, stopped))
@@ -78,7 +83,8 @@ def _stop_yard(state: StateDir, timeout_s: float, force: bool, stopped: list[str
         except StateDirBusyError:
             pid = _holder(state)
             if pid and not asked:
-                os.kill(pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
                 asked = pid
             if time.monotonic() > until:
                 if not force:
@@ -86,13 +92,23 @@ def _stop_yard(state: StateDir, timeout_s: float, force: bool, stopped: list[str
                         f"the yard (pid {pid}) has not stopped within {timeout_s:g} s: it is finishing requests; wait, "
                         "or add --force"
                     ) from None
-                if pid:
-                    os.kill(pid, signal.SIGKILL)
+                if pid:  # 0 would be this program's own process group
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_S)
             continue
         if asked:
+            _wait_for_exit(asked)
             stopped.append(f"yard (pid {asked})")
         return lock
+
+
+def _wait_for_exit(pid: int) -> None:
+    """Wait for a yard that has let go of its lock to be gone altogether; it has nothing left to do."""
+    import psutil  # noqa: PLC0415 - not for --help
+
+    with contextlib.suppress(psutil.Error, psutil.TimeoutExpired):
+        psutil.Process(pid).wait(timeout=5)
 
 
 def _holder(state: StateDir) -> int:

@@ -14,7 +14,7 @@ import typer
 from registry import terminal
 from registry.terminal import UserError
 from serving.commands import render
-from serving.commands.client import AdminClient
+from serving.commands.client import AdminClient, goes_on
 from serving.commands.options import AdminUrl, Json, StateDirectory, group
 from serving.commands.route import pairs
 
@@ -73,7 +73,7 @@ def register(
         version["artifact"] = {"requantize": parent} | ({"type": kind} if kind else {})
     body = {"label": label, "version": version, "base": str(Path.cwd())}
     client = AdminClient.find(admin_url, state_dir, timeout_s=FETCH_TIMEOUT_S)
-    with terminal.console(stderr=True).status(f"fetching and hashing {ref}"):
+    with goes_on("modelyard versions list"), terminal.busy(f"fetching and hashing {ref}"):
         found = client.send("POST", "models", model, "versions", body=body)
     terminal.print_json(found) if as_json else render.show(f"{found['ref']} is registered as {found['digest']}")
 

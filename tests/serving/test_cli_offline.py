@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from registry.state import StateDir
 from registry.terminal import NotThereError, UserError
 from serving.commands.checks import Check, port, running, state_directory
-from serving.commands.client import AdminClient
-from serving.commands.render import money, percent, seconds
+from serving.commands.client import AdminClient, goes_on
+from serving.commands.render import moment, money, percent, seconds
 from serving.commands.route import parse_weights
 from serving.commands.screen import Screen, Step, welcome
 from serving.commands.versions import split_ref
@@ -231,6 +231,16 @@ def test_something_else_on_the_admin_port(stranger: str) -> None:
 def test_a_deaf_admin_api(stranger: str) -> None:
     with pytest.raises(NotThereError, match=r"did not answer within 0.2 s"):
         AdminClient(f"{stranger}/slow", timeout_s=0.2).get("status")
+
+
+def test_ctrl_c_says_that_the_yard_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), goes_on("modelyard versions list"):
+        raise KeyboardInterrupt
+    assert "the yard goes on with it, see `modelyard versions list`" in capsys.readouterr().err
+
+
+def test_a_time_beyond_the_calendar_is_shown_all_the_same() -> None:
+    assert moment(-8.6e18) == "-8600000000000000000 s"
 
 
 def test_the_screen_tells_a_start_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
