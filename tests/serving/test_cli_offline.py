@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def test_a_deaf_admin_api(stranger: str) -> None:
 
 def test_ctrl_c_says_that_the_yard_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), goes_on("modelyard versions list"):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
     assert "the yard goes on with it, see `modelyard versions list`" in capsys.readouterr().err
 
 
