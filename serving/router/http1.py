@@ -68,6 +68,7 @@ class Client(asyncio.Protocol):
         "_request",
         "_router",
         "_transport",
+        "_unread",
         "deadline",
     )
 
@@ -87,6 +88,8 @@ class Client(asyncio.Protocol):
         self._refusal: ApiError | None = None
         self._closing = False
         self._reading_paused = False
+        self._unread = False
+        """The client has left so much unread that nothing more is begun for it."""
         self.deadline = 0.0
         """When the connection is closed for want of bytes; 0 while a request is being answered."""
 
@@ -124,12 +127,16 @@ class Client(asyncio.Protocol):
             exchange.client_gone()
 
     def pause_writing(self) -> None:
+        self._unread = True
         if self._exchange is not None:
             self._exchange.pause()
 
     def resume_writing(self) -> None:
+        self._unread = False
         if self._exchange is not None:
             self._exchange.resume()
+        else:
+            self._router.soon(self._resume)
 
     # --- httptools callbacks: they only note, since nothing may be raised through the parser ---
 
@@ -294,7 +301,7 @@ class Client(asyncio.Protocol):
 
     def _start_next(self) -> None:
         """Answer what has arrived in full, one request after another; then refuse what came after it, if it must be."""
-        while self._queue and self._exchange is None and not self._closing:
+        while self._queue and self._exchange is None and not self._closing and not self._unread:
             request = self._queue.popleft()
             self.deadline = 0.0
             self._head_complete = False
@@ -304,7 +311,7 @@ class Client(asyncio.Protocol):
             else:
                 self._exchange = exchange
                 exchange.start()
-        if self._refusal is not None and self._exchange is None and not self._closing:
+        if self._refusal is not None and not self._queue and self._exchange is None and not self._closing:
             self._refuse(self._refusal)
 
     def _after_answer(self, request: Request, *, resume: bool = True) -> None:

@@ -135,6 +135,7 @@ class Connection(asyncio.Protocol):
         "_idle_s",
         "_now",
         "_parser",
+        "_paused",
         "_receiver",
         "_reusable",
         "_transport",
@@ -146,6 +147,7 @@ class Connection(asyncio.Protocol):
         self._now = now
         self._receiver: Receiver | None = None
         self._parser = httptools.HttpResponseParser(self)
+        self._paused = False
         self._idle_s = IDLE_S
         self.idle_until = 0.0
 
@@ -178,11 +180,13 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Read no more for now: the client is slower than the engine."""
-        if not self._transport.is_closing():
+        if not self._transport.is_closing() and not self._paused:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if not self._transport.is_closing():
+        if not self._transport.is_closing() and self._paused:
+            self._paused = False
             self._transport.resume_reading()
 
     # --- asyncio.Protocol ---
@@ -257,6 +261,7 @@ class Connection(asyncio.Protocol):
         self._receiver = None
         if reusable and not self._transport.is_closing():
             self.idle_until = self._now() + self._idle_s
+            self.resume()  # its client may be slow over the last bytes: that must not hold up the next one's
             self._backend.keep(self)
         else:
             self._transport.close()
