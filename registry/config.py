@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from registry.models import BUCKETS, check_name, check_weights
 
 EngineName = Literal["llama.cpp", "vllm", "external"]
+ARTIFACT_KINDS = ("file:", "pypi:")
 DEFAULT_STICKY = ("header:x-session-id", "body:user")
 
 
@@ -73,6 +74,13 @@ class VersionConfig(Section):
         if self.engine == "vllm" and not self.python:
             raise ValueError("a vllm engine needs `python:`, the interpreter of the environment that has vLLM")
         return self
+
+    @field_validator("artifact")
+    @classmethod
+    def _has_a_known_source(cls, artifact: str | Requantize | None) -> str | Requantize | None:
+        if isinstance(artifact, str) and not artifact.startswith(ARTIFACT_KINDS):
+            raise ValueError(f"artifact {artifact!r} begins with none of {', '.join(ARTIFACT_KINDS)}")
+        return artifact
 
     @field_validator("url")
     @classmethod

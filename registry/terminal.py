@@ -6,6 +6,7 @@ drawn, so that `--help` stays quick.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -99,13 +100,26 @@ def busy(text: str) -> Iterator[None]:
 
 
 def run(command: Callable[[], Any]) -> None:
-    """Run a whole command: users' mistakes become one sentence, a closed pipe and Ctrl-C end quietly."""
+    """Run a whole command: users' mistakes become one sentence, a closed pipe and Ctrl-C end quietly.
+
+    Output that cannot be written (a full disk behind `>`, a closed descriptor) is one sentence too.
+    """
+    if sys.stdout is None:
+        fail("standard output is closed: there is nowhere to write to")
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         fail(error, error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EBADF):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(f"the output cannot be written ({error.strerror}): make room, or write it elsewhere")
     except KeyboardInterrupt:
         raise SystemExit(130) from None

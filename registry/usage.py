@@ -22,7 +22,7 @@ PAYLOAD_BYTES_MAX: Final = 64 * 1024
 Outcome = Literal["completed", "failed", "cancelled", "truncated", "rejected"]
 """How a request ended.
 
-completed: the engine's whole answer reached the client, whatever its status below 500.
+completed: the engine's whole answer reached the client, whatever its status below 500 (and 501: it lacks the endpoint).
 failed:    no usable answer: every attempt failed before the first content.
 cancelled: the client went away first.
 truncated: cut after the first content; the client was told so in band.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from registry.config import ModelConfig, Section
 from registry.models import check_name
@@ -34,6 +34,12 @@ class ServerConfig(Section):
     keepalive_s: float = Field(default=75.0, gt=0)
     connections_max: int = Field(default=10_000, ge=1)
     drain_s: float = Field(default=30.0, ge=0, description="How long a stop waits for requests in flight.")
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServerConfig:
+        if self.port and self.port == self.admin_port:
+            raise ValueError(f"port and admin_port are both {self.port}: give one of them another number")
+        return self
 
 
 class PricesConfig(Section):
@@ -73,8 +79,10 @@ def load(path: Path) -> YardConfig:
         raise NotThereError(
             f"there is no configuration file {path}: give the path of one, e.g. configs/quickstart.yaml"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotThereError(f"the configuration file {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise NotThereError(f"the configuration file {path} cannot be read ({error.strerror}): give another") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration file {path} is not text in UTF-8: give a YAML file") from None
     return parse(text, str(path))
 
 
@@ -88,7 +96,8 @@ def parse(text: str, name: str = "configuration") -> YardConfig:
         where = f"{name}:{mark.line + 1}" if mark else name
         raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{name}: empty: it must hold at least `models:`")
+        what = "empty" if value is None else f"a {type(value).__name__}, not a mapping"
+        raise ConfigError(f"{name}: {what}: it must hold at least `models:`")
     duplicate = _duplicate_key(node)
     if duplicate is not None:
         raise ConfigError(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from serving.router.router import Router
 
 FAILOVER_STATUSES: Final = frozenset({500, 502, 503, 504})
+NOT_IMPLEMENTED: Final = 501
+"""An engine that lacks an endpoint is well: the request was not for it."""
 FORWARDED: Final = (b"content-type", b"accept", b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version")
 """Request headers that an engine gets to see. Credentials are not among them."""
 
@@ -253,7 +255,7 @@ class Exchange:
             self._truncate(answer, "stream_truncated", "The engine ended its answer before it was complete.")
         elif scanner is not None and scanner.error:
             self._finish("truncated" if scanner.started else "failed", error="engine_error")
-        elif self.record.status < 500:
+        elif self.record.status < 500 or self.record.status == NOT_IMPLEMENTED:
             self._complete()
         else:
             self._finish("failed", error="engine_error")

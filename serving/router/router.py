@@ -204,10 +204,10 @@ class Router:
         return target
 
     def _unknown(self, name: str) -> ApiError:
-        known = ", ".join(list(self.snapshot.models)[:20]) or "none yet"
+        known = ", ".join(list(self.snapshot.targets)[:20]) or "none yet"
         return ApiError(
             404,
-            f"The model {name[:200]!r} does not exist here; known models: {known}.",
+            f"The model {name[:200]!r} does not exist here; known: {known}.",
             code="model_not_found",
             param="model",
         )

@@ -279,3 +279,13 @@ def test_the_welcome_can_be_pasted() -> None:
     compile("\n".join(line[2:] for line in snippet.splitlines()), "snippet", "exec")
     assert "route set assistant v1=5000 v2=5000" in text
     assert "eval compare" not in welcome(Ready("http://x", "http://y", {"assistant": ["v1"]}), 1.0, None)
+
+
+@pytest.mark.parametrize(("redirect", "words"), [(">/dev/full", "cannot be written"), (">&-", "is closed")])
+def test_output_that_cannot_be_written_is_one_sentence(redirect: str, words: str) -> None:
+    program = "from serving.cli import main; main()"
+    argv = ["bash", "-c", f'"$0" -c "$1" config schema {redirect}', sys.executable, program]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 
+import pytest
 from engines.fixtures import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,9 +108,11 @@ def test_the_last_replica_is_never_left_out(router: RouterProcess, fake_engine: 
     assert [router.chat().status_code for _ in range(7)] == [500] * 5 + [200] * 2
 
 
-def test_a_clients_own_mistakes_open_nothing(router: RouterProcess, fake_engine: Start) -> None:
-    wrong, other = fake_engine("--status", "400"), fake_engine()
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_clients_own_mistakes_open_nothing(router: RouterProcess, fake_engine: Start, status: int) -> None:
+    wrong, other = fake_engine("--status", str(status)), fake_engine()
     versions = [version("v1", [wrong.port]), version("v2", [other.port])]
     router.publish(model(versions, {"v1": 10_000, "v2": 0}, fallback=("v2",)))
-    assert {router.chat().status_code for _ in range(3 * FAILURES_TO_OPEN)} == {400}
+    assert {router.chat().status_code for _ in range(3 * FAILURES_TO_OPEN)} == {status}
     assert other.stats()["seen"] == 0
+    assert {record.outcome for record in router.records(3 * FAILURES_TO_OPEN)} == {"completed"}

@@ -1,0 +1,84 @@
+"""The configuration file: what ships is valid, and every mistake is named with its line and what would be right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from components import ROOT
+
+from registry.terminal import NotThereError
+from serving.config import ConfigError, json_schema, load, parse
+
+VALID = """\
+models:
+  a:
+    versions:
+      v1: {artifact: "file:a.gguf", engine: llama.cpp}
+      v2: {engine: external, url: "http://127.0.0.1:9/v1"}
+    route: {v1: 9000, v2: 1000}
+"""
+SHIPPED = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "models" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_configuration_that_ships_is_valid(path: Path) -> None:
+    load(path)
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(json_schema()))
+
+
+def test_defaults_are_safe() -> None:
+    config = parse(VALID)
+    assert (config.server.host, config.server.admin_host) == ("127.0.0.1", "127.0.0.1")
+    assert config.models["a"].versions["v2"].url == "http://127.0.0.1:9"
+    assert config.models["a"].first_route() == {"v1": 9000, "v2": 1000}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "words"),
+    [
+        ("engine: llama.cpp", "enigne: llama.cpp", 4, "did you mean 'engine'"),
+        ("    route:", "    rout:", 6, "did you mean 'route'"),
+        ("models:", "modles:", 1, "did you mean 'models'"),
+        ("engine: llama.cpp", "engine: llamacpp", 4, "'llama.cpp', 'vllm' or 'external'"),
+        ('artifact: "file:a.gguf", ', "", 4, "needs `artifact:`"),
+        ("file:a.gguf", "fil:a.gguf", 4, "begins with none of file:, pypi:"),
+        ('"file:a.gguf"', "{requantize: v9}", 2, "which is not one of v1, v2"),
+        ('"file:a.gguf"', "{requantize: v2, typ: Q4_0}", 4, "did you mean 'type'"),
+        (', url: "http://127.0.0.1:9/v1"', "", 5, "needs `url:`"),
+        ("v2: 1000", "v2: 999", 2, "sum to 9999"),
+        ("v2: 1000", "v3: 1000", 2, "'v3'"),
+        ("      v2:", "      v1:", 5, "a second time"),
+        ("      v2:", "      'v 2':", 2, "is not usable"),
+        ("v2: 1000}", "v2: 1000}\n    sticky: [cookie:x]", 7, "none of header:NAME, body:user"),
+        ("models:", "server: {port: 9, admin_port: 9}\nmodels:", 1, "both 9"),
+        ("models:", "server: {workers: 0}\nmodels:", 1, "greater than or equal to 1"),
+        ("models:", "prices: {pue: 0.5}\nmodels:", 1, "greater than or equal to 1"),
+        ("models:", "models: [", 3, "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(before: str, after: str, line: int, words: str) -> None:
+    assert before in VALID
+    with pytest.raises(ConfigError) as refused:
+        parse(VALID.replace(before, after, 1), "yard.yaml")
+    assert f"yard.yaml:{line}:" in str(refused.value), refused.value
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "empty"), ("- a", "a list, not a mapping"), ("3", "a int")])
+def test_what_is_no_mapping_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse(text)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(NotThereError, match="there is no configuration file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(NotThereError, match="cannot be read"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(tmp_path / "latin.yaml")
