@@ -6,6 +6,7 @@ so that `--help` stays quick.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from registry import terminal
 from registry.terminal import ExitCode
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from eval.results import Run, RunStore
     from eval.session import Session, Settings
 
@@ -55,6 +58,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Run anew, even where a run
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Alpha = Annotated[float, typer.Option(help="Two-sided error rate of intervals and tests.")]
 
+PIPED_COLUMNS = 160
 EXIT_CODES = (
     "Exit codes: 0 better or non-inferior; 1 worse; 2 usage or configuration; 3 inconclusive; 4 no server answers."
 )
@@ -127,6 +131,8 @@ def compare(
         settings = _settings(suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha)
         if margin is not None and not 0 <= margin < 1:
             raise terminal.UserError(f"--margin is {margin}: it is a share of the score, between 0 and 1")
+        if flips < 0:
+            raise terminal.UserError(f"--flips is {flips}: it must be 0 or more")
         code = _compare(_session(settings), baseline, candidate, margin=margin, alpha=alpha, flips=flips, json=json)
     raise SystemExit(int(code))
 
@@ -160,7 +166,7 @@ def drift(
         if json:
             terminal.print_json(document.finite({"baseline": left.name, "candidate": right.name} | asdict(found)))
         else:
-            tables.drift(terminal.console(), found, None)
+            tables.drift(_console(), found, None)
 
 
 @report.command("list")
@@ -174,7 +180,7 @@ def report_list(state_dir: StateDirectory = None, json: Json = False) -> None:
         if json:
             terminal.print_json(rows)
         elif rows:
-            tables.runs(terminal.console(), rows)
+            tables.runs(_console(), rows)
         else:
             sys.stderr.write("no run yet: modelyard eval run quickstart --model assistant@v1 makes one\n")
 
@@ -200,7 +206,10 @@ def report_export(
 ) -> None:
     """Write a run's samples to a file."""
     with _plainly():
-        frame = _runs(state_dir).get(name).frame()
+        found = _runs(state_dir).get(name)
+        frame = found.frame()
+        if frame.empty:
+            raise RunError(f"the run {found.name} has no sample yet: there is nothing to export")
         writers: dict[str, Any] = {
             ".parquet": lambda: frame.to_parquet(to, index=False),
             ".csv": lambda: frame.to_csv(to, index=False),
@@ -229,7 +238,7 @@ def _compare(
     left, right = session.pair(baseline, candidate)
     states = state_of(left), state_of(right)
     planned = compare.planned_effects(len(suite.cases), alpha, (compare.TYPICAL_DISCORDANCE, 0.2))
-    out = terminal.console()
+    out = _console()
     if not json:
         sides = [("baseline", left.plan.subject, states[0]), ("candidate", right.plan.subject, states[1])]
         repeats = left.plan.key.repeats
@@ -270,7 +279,15 @@ def _show(found: Run, alpha: float, json: bool, state: str = "") -> None:
         terminal.print_json(document.of_summary(found, groups, speed, state))
         return
     title = f"{found.name}  {state}".rstrip()
-    tables.run_summary(terminal.console(), title, groups, speed, failed=[one for one in samples if one.error])
+    tables.run_summary(_console(), title, groups, speed, failed=[one for one in samples if one.error])
+
+
+def _console() -> Console:
+    """Standard output; wide where it is no terminal, so that what reads it finds whole names."""
+    out = terminal.console()
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
+        out.width = PIPED_COLUMNS
+    return out
 
 
 def _session(settings: Settings) -> Session:

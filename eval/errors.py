@@ -4,17 +4,20 @@ Owns: the exceptions of this package. Never: printing or exiting (registry.termi
 
     UserError (exit 2)
     ├── SuiteError            a suite file that cannot be used: where, and what to write instead
+    │   └── SuiteGoneError    (exit 4) the suite's file, or that of its cases, is not there
     ├── MissingExtraError     a library of an optional extra is not installed
     ├── RequestRefusedError   the server refuses every request of this kind (unknown model, key)
     └── RunError              a run that cannot be read, or that another process is writing
     NotThereError (exit 4)
-    └── ServerGoneError       no server answers, or it stopped answering
+    ├── ServerGoneError       no server answers, or it stopped answering
+    └── StateDirError         the state directory cannot be read or written
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
@@ -26,6 +29,10 @@ EXTRA: Final = ("numpy", "pandas", "pyarrow", "scipy", "jsonschema", "datasets")
 
 class SuiteError(UserError):
     """A suite that cannot be used."""
+
+
+class SuiteGoneError(SuiteError, NotThereError):
+    """A suite's file, or that of its cases, is not there."""
 
 
 class MissingExtraError(UserError):
@@ -42,6 +49,17 @@ class RunError(UserError):
 
 class ServerGoneError(NotThereError):
     """No server answers."""
+
+
+class StateDirError(NotThereError):
+    """The state directory cannot be read or written."""
+
+    def __init__(self, path: Path, deed: str, error: OSError) -> None:
+        cause = error.strerror or str(error)
+        super().__init__(
+            f"the state directory cannot be {deed}: {path} ({cause}); name another with --state-dir, or change its "
+            "permissions"
+        )
 
 
 def need(module: str, extra: str = "eval") -> ModuleType:

@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from eval import scorers
-from eval.errors import MissingExtraError, SuiteError, need
+from eval.errors import MissingExtraError, StateDirError, SuiteError, SuiteGoneError, need
 from eval.suite import Case, Message, ScorerSpec, Suite, SuiteFile, duplicates
 
 CONFIGS_VARIABLE: Final = "MODELYARD_CONFIGS"
@@ -55,7 +55,10 @@ def known() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The `suite.yaml` that `name` (a name, a folder or a file) stands for; SuiteError listing the names otherwise."""
+    """The `suite.yaml` that `name` (a name, a folder or a file) stands for.
+
+    Raises SuiteError listing the names where no suite is called so, SuiteGoneError where `name` is a path.
+    """
     path = Path(name)
     for candidate in (path, path / "suite.yaml"):
         if candidate.is_file() and candidate.suffix in {".yaml", ".yml"}:
@@ -64,6 +67,8 @@ def find(name: str) -> Path:
         for folder in folders():
             if (folder / name / "suite.yaml").is_file():
                 return folder / name / "suite.yaml"
+    if os.sep in name or path.suffix in {".yaml", ".yml"}:
+        raise SuiteGoneError(f"there is no suite at {name}: give the path of a suite.yaml or of the folder it lies in")
     names = known()
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -74,7 +79,8 @@ def find(name: str) -> Path:
 def load(name: str, cache: Path) -> Suite:
     """Read and check the suite `name`. `cache` is a folder that `datasets` may write into.
 
-    Raises SuiteError with the place and the remedy, MissingExtraError where `datasets` is not installed.
+    Raises SuiteError with the place and the remedy, MissingExtraError where `datasets` is not installed, StateDirError
+    where `cache` cannot be made.
     """
     path = find(name)
     file = _read_yaml(path)
@@ -134,7 +140,7 @@ def _file_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, 
     if builder is None:
         raise SuiteError(f"{path}: cases of the kind {data.suffix!r} cannot be read: use .jsonl, .csv or .parquet")
     if not data.is_file():
-        raise SuiteError(f"{path}: the cases {data} are not there")
+        raise SuiteGoneError(f"{path}: the cases {data} are not there")
     try:
         rows = _read(builder, cache, data_files=str(data), split="train")
     except (ValueError, OSError) as error:
@@ -167,7 +173,7 @@ def _hub_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, d
         )
     try:
         rows = _read(spec.hub, cache, name=spec.config, split=spec.split, revision=spec.revision)
-    except MissingExtraError:
+    except (MissingExtraError, StateDirError):
         raise
     except Exception as error:  # the hub's client raises many kinds, from DNS to 404
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -184,7 +190,10 @@ def _read(builder: str, cache: Path, **options: Any) -> list[dict[str, Any]]:
     """Every row, read to the end before any is looked at: `datasets` closes its files only there."""
     datasets = need("datasets")
     datasets.disable_progress_bars()
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateDirError(cache, "written", error) from error
     return list(datasets.load_dataset(builder, streaming=True, cache_dir=str(cache), **options))
 
 

@@ -19,15 +19,16 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from eval.errors import RunError, need
+from eval.errors import RunError, StateDirError, need
 from eval.suite import Sampling, Suite
 
 if TYPE_CHECKING:
@@ -204,13 +205,23 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for writing; RunError where another process does."""
-        with (self.folder / "lock").open("w") as file:
+        """Hold the run for writing; RunError where another process does, StateDirError where it cannot be written."""
+        try:
+            held = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise StateDirError(self.folder, "written", error) from error
+        with held as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunError(f"another process is writing the run {self.name}: wait for it, or stop it") from error
             yield
+
+    def discard_empty(self) -> None:
+        """Remove the run where it has no sample; one that another process is writing stays. Raises RunError."""
+        with self.lock():
+            if not self.samples():
+                shutil.rmtree(self.folder)
 
 
 class Journal:
@@ -257,13 +268,12 @@ class RunStore:
         self.root = root
 
     def open(self, suite: Suite, subject: Subject, key: RunKey, *, fresh: bool, now: float) -> Run:
-        """The latest run of this key, or a new one where there is none (or `fresh`)."""
+        """The latest run of this key, or a new one where there is none (or `fresh`). Raises StateDirError."""
         stem = f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}"
         attempts = self._attempts(stem)
         if attempts and not fresh:
             return attempts[-1][1]
         run = Run(self.root / (f"{stem}.{attempts[-1][0] + 1}" if attempts else stem))
-        run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = RunInfo(
             key=key,
             suite=suite.name,
@@ -273,7 +283,11 @@ class RunStore:
             subject=subject,
             started_at=now,
         )
-        run.write_info(info)
+        try:
+            run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run.write_info(info)
+        except OSError as error:
+            raise StateDirError(run.folder, "written", error) from error
         return run
 
     def latest(self, suite: Suite, subject: Subject, key: RunKey) -> Run | None:
@@ -288,9 +302,16 @@ class RunStore:
         return sorted(found, key=lambda one: one[0])
 
     def all(self) -> list[Run]:
-        """Every run, the oldest first."""
-        folders = [file.parent for file in self.root.glob("*/run.json")]
-        return [Run(folder) for folder in sorted(folders, key=lambda folder: (folder / "run.json").stat().st_ctime)]
+        """Every run, the oldest first. Raises StateDirError where the folder cannot be read."""
+        begun: dict[Path, float] = {}
+        try:
+            folders = list(self.root.iterdir()) if self.root.exists() else []
+            for folder in folders:
+                with suppress(FileNotFoundError, NotADirectoryError):  # not a run, or removed meanwhile
+                    begun[folder] = (folder / "run.json").stat().st_ctime
+        except OSError as error:
+            raise StateDirError(self.root, "read", error) from error
+        return [Run(folder) for folder in sorted(begun, key=begun.__getitem__)]
 
     def get(self, name: str) -> Run:
         """The run of that name, or of which it is the only beginning or part; RunError naming the choices."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval import embeddings, endpoint, loaders, runner, scorers
+from eval.errors import RequestRefusedError, RunError
 from eval.results import Run, RunKey, RunStore, Subject
 from eval.suite import Suite
 from registry.state import StateDir
@@ -92,16 +94,27 @@ class Session:
         return found if found is not None and found.finished else None
 
     def execute(self, jobs: list[Job]) -> None:
-        """Do what is missing, one run after another, with one bar each."""
-        with progress() as display:
-            for job in jobs:
-                self._one(job, display)
+        """Do what is missing, one run after another, with one bar each where a terminal shows it.
 
-    def _one(self, job: Job, display: Progress) -> None:
+        Where the server refuses a run altogether, those that have no sample are removed: nothing was run.
+        """
+        try:
+            with progress() if sys.stderr.isatty() else nullcontext() as display:
+                for job in jobs:
+                    self._one(job, display)
+        except RequestRefusedError:
+            for job in jobs:
+                with suppress(RunError):  # another process is writing it
+                    job.run.discard_empty()
+            raise
+
+    def _one(self, job: Job, display: Progress | None) -> None:
         ref = job.plan.subject.ref
-        bar = display.add_task(ref, total=job.plan.total)
+        bar = display.add_task(ref, total=job.plan.total) if display else None
 
         def show(tally: runner.Tally) -> None:
+            if display is None or bar is None:
+                return
             score = f"  score {tally.mean:.3f}" if tally.mean is not None else ""
             failed = f"  {tally.failed} failed" if tally.failed else ""
             display.update(bar, completed=tally.done, description=f"{ref}{score}{failed}")
@@ -110,7 +123,8 @@ class Session:
         try:
             runner.execute(job.plan, tally, embed=self._embedder.embed if self._embedder else None)
         except KeyboardInterrupt:
-            display.stop()
+            if display:
+                display.stop()
             sys.stderr.write(
                 f"stopped: {tally.done} of {tally.total} samples of {ref} are kept in {job.run.folder}; "
                 "the same command goes on from there\n"

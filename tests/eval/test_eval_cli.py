@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 from eval_support import ROOT, Cli, Ended, write_suite
+
+from eval import loaders, runner
+from eval.results import RunStore, Subject
 
 FakeEngines = Callable[..., Any]
 
@@ -49,6 +53,14 @@ def test_a_missing_extra_is_one_sentence(cli: Cli, tmp_path: Path) -> None:
         (["run", "quickstart", "--model", "x", "--url", "nonsense"], 2, "is not a URL"),
         (["compare", "quickstart", "--baseline", "a", "--candidate", "b", "--margin", "5"], 2, "--margin is 5"),
         (["compare", "quickstart", "--baseline", "a", "--candidate", "b", "--alpha", "0"], 2, "--alpha is 0"),
+        (["compare", "quickstart", "--baseline", "a", "--candidate", "b", "--flips", "-1"], 2, "--flips is -1"),
+        (["run", "away/suite.yaml", "--model", "x"], 4, "there is no suite at away/suite.yaml"),
+        (
+            ["run", "quickstart", "--model", "x", "--state-dir", "/proc/x"],
+            4,
+            "state directory cannot be written: /proc",
+        ),
+        (["report", "list", "--state-dir", "/tmp/" + 300 * "x"], 4, "state directory cannot be read: /tmp/x"),
         (["report", "show", "nothing"], 2, "there is no run 'nothing'"),
         (["drift", "a", "b"], 2, "there is no run 'a'"),
     ],
@@ -140,6 +152,56 @@ def test_report_lists_shows_and_exports(cli: Cli, tmp_path: Path, fake_engine: F
     assert cli.call("report", "export", row["run"], str(tmp_path / "x.txt")).returncode == 2
     drift = json.loads(cli.call("drift", row["run"], row["run"], "--json").stdout)
     assert (drift["exact_match"]["value"], drift["n"]) == (1.0, 12)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_state_directory_of_someone_else_is_one_sentence(cli: Cli, tmp_path: Path) -> None:
+    (cli.state / "runs").mkdir(parents=True)
+    (cli.state / "runs").chmod(0o700)
+    cli.call("report", "list")  # imports what is heavy while it still may
+    os.seteuid(65534)
+    try:
+        found = cli.call("report", "list")
+    finally:
+        os.seteuid(0)
+    assert (found.returncode, found.stderr.count("\n")) == (4, 1)
+    assert "cannot be read" in found.stderr
+    assert "Permission denied" in found.stderr
+
+
+def test_a_run_that_the_server_refuses_leaves_nothing_behind(
+    cli: Cli, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    suite = write_suite(tmp_path / "s")
+    good, unknown = fake_engine(), fake_engine("--status", "404")
+    refused = cli.call("run", str(suite), "--model", f"{unknown.url}#m")
+    assert refused.returncode == 2, refused.stderr
+    assert list((cli.state / "runs").iterdir()) == []
+    assert compare(cli, suite, f"{good.url}#m", f"{unknown.url}#m").returncode == 2
+    (row,) = json.loads(cli.call("report", "list", "--json").stdout)
+    assert (row["done"], row["state"]) == (12, "finished")
+
+
+def test_a_run_without_samples_is_not_exported(cli: Cli, tmp_path: Path) -> None:
+    suite = loaders.load(str(write_suite(tmp_path / "s")), tmp_path / "cache")
+    subject = Subject(ref="m", model="m", url="http://127.0.0.1:9")
+    key = runner.key_of(suite, subject, seed=0, repeats=None)
+    RunStore(cli.state / "runs").open(suite, subject, key, fresh=False, now=0.0)
+    found = cli.call("report", "export", "small", str(tmp_path / "x.csv"))
+    assert found.returncode == 2
+    assert "has no sample yet" in found.stderr
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_piped_output_keeps_names_whole_and_adds_no_empty_line(
+    cli: Cli, tmp_path: Path, fake_engine: FakeEngines
+) -> None:
+    suite = write_suite(tmp_path / "s", name="a-suite-with-a-rather-long-name-that-fills-a-narrow-terminal")
+    ended = cli.run("run", str(suite), "--model", f"{fake_engine().url}#m", COLUMNS="")
+    assert ended.returncode == 0, ended.stderr
+    assert all(line.strip() for line in ended.stderr.splitlines())
+    (run,) = (cli.state / "runs").iterdir()
+    assert run.name in cli.run("report", "list", COLUMNS="").stdout
 
 
 class Admin(http.server.BaseHTTPRequestHandler):
