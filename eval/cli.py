@@ -6,7 +6,6 @@ so that `--help` stays quick.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,6 @@ from registry import terminal
 from registry.terminal import ExitCode
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from eval.results import Run, RunStore
     from eval.session import Session, Settings
 
@@ -58,9 +55,9 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Run anew, even where a run
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Alpha = Annotated[float, typer.Option(help="Two-sided error rate of intervals and tests.")]
 
-PIPED_COLUMNS = 160
 EXIT_CODES = (
-    "Exit codes: 0 better or non-inferior; 1 worse; 2 usage or configuration; 3 inconclusive; 4 no server answers."
+    "Exit codes: 0 better or non-inferior; 1 worse; 2 usage or configuration; 3 inconclusive; "
+    "4 a server or file is not there."
 )
 
 
@@ -166,7 +163,7 @@ def drift(
         if json:
             terminal.print_json(document.finite({"baseline": left.name, "candidate": right.name} | asdict(found)))
         else:
-            tables.drift(_console(), found, None)
+            tables.drift(terminal.console(), found, None)
 
 
 @report.command("list")
@@ -180,7 +177,7 @@ def report_list(state_dir: StateDirectory = None, json: Json = False) -> None:
         if json:
             terminal.print_json(rows)
         elif rows:
-            tables.runs(_console(), rows)
+            tables.runs(terminal.console(), rows)
         else:
             sys.stderr.write("no run yet: modelyard eval run quickstart --model assistant@v1 makes one\n")
 
@@ -238,7 +235,7 @@ def _compare(
     left, right = session.pair(baseline, candidate)
     states = state_of(left), state_of(right)
     planned = compare.planned_effects(len(suite.cases), alpha, (compare.TYPICAL_DISCORDANCE, 0.2))
-    out = _console()
+    out = terminal.console()
     if not json:
         sides = [("baseline", left.plan.subject, states[0]), ("candidate", right.plan.subject, states[1])]
         repeats = left.plan.key.repeats
@@ -279,15 +276,7 @@ def _show(found: Run, alpha: float, json: bool, state: str = "") -> None:
         terminal.print_json(document.of_summary(found, groups, speed, state))
         return
     title = f"{found.name}  {state}".rstrip()
-    tables.run_summary(_console(), title, groups, speed, failed=[one for one in samples if one.error])
-
-
-def _console() -> Console:
-    """Standard output; wide where it is no terminal, so that what reads it finds whole names."""
-    out = terminal.console()
-    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
-        out.width = PIPED_COLUMNS
-    return out
+    tables.run_summary(terminal.console(), title, groups, speed, failed=[one for one in samples if one.error])
 
 
 def _session(settings: Settings) -> Session:

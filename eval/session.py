@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +99,7 @@ class Session:
         Where the server refuses a run altogether, those that have no sample are removed: nothing was run.
         """
         try:
-            with progress() if sys.stderr.isatty() else nullcontext() as display:
+            with progress() as display:
                 for job in jobs:
                     self._one(job, display)
         except RequestRefusedError:
@@ -108,13 +108,11 @@ class Session:
                     job.run.discard_empty()
             raise
 
-    def _one(self, job: Job, display: Progress | None) -> None:
+    def _one(self, job: Job, display: Progress) -> None:
         ref = job.plan.subject.ref
-        bar = display.add_task(ref, total=job.plan.total) if display else None
+        bar = display.add_task(ref, total=job.plan.total)
 
         def show(tally: runner.Tally) -> None:
-            if display is None or bar is None:
-                return
             score = f"  score {tally.mean:.3f}" if tally.mean is not None else ""
             failed = f"  {tally.failed} failed" if tally.failed else ""
             display.update(bar, completed=tally.done, description=f"{ref}{score}{failed}")
@@ -123,8 +121,7 @@ class Session:
         try:
             runner.execute(job.plan, tally, embed=self._embedder.embed if self._embedder else None)
         except KeyboardInterrupt:
-            if display:
-                display.stop()
+            display.stop()
             sys.stderr.write(
                 f"stopped: {tally.done} of {tally.total} samples of {ref} are kept in {job.run.folder}; "
                 "the same command goes on from there\n"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+PIPED_COLUMNS = 160
+"""How wide tables are where no terminal says how wide it is: whoever reads them there wants whole names."""
+
 
 class ExitCode(IntEnum):
     """What a shell script may rely on."""
@@ -49,7 +52,9 @@ def console(*, stderr: bool = False) -> Console:
     """A rich console on standard output (data) or standard error (progress, remarks)."""
     from rich.console import Console  # noqa: PLC0415 - costs 40 ms, wanted only when something is drawn
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else PIPED_COLUMNS
+    return Console(stderr=stderr, highlight=False, width=width, soft_wrap=not stream.isatty())
 
 
 def print_json(value: Any) -> None:
@@ -66,7 +71,7 @@ def fail(error: Exception | str, code: ExitCode = ExitCode.USAGE) -> NoReturn:
 
 @contextmanager
 def progress(*, transient: bool = True) -> Iterator[Progress]:
-    """A progress display on standard error for whatever takes over a second."""
+    """A progress display on standard error for whatever takes over a second; nothing where that is no terminal."""
     from rich.progress import (  # noqa: PLC0415 - as above
         BarColumn,
         MofNCompleteColumn,
@@ -85,7 +90,8 @@ def progress(*, transient: bool = True) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(stderr=True), transient=transient) as display:
+    hidden = not sys.stderr.isatty()
+    with Progress(*columns, console=console(stderr=True), transient=transient, disable=hidden) as display:
         yield display
 
 
