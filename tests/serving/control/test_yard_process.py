@@ -41,6 +41,7 @@ class YardProcess:
         """Start it and wait until it is ready to serve."""
         program = [sys.executable, "-c", "from serving.cli import main; main()"]
         argv = [*program, "up", str(self.path), "--state-dir", str(self.state.root)]
+        starts = self._starts()
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [*argv, "--port", str(self.port)],
@@ -50,8 +51,12 @@ class YardProcess:
                 stderr=output,
             )
         info: YardInfo = until(self._answers, 30.0)
+        until(lambda: self._starts() > starts, 30.0)  # a signal before that breaks off the start: another way out
         self.port = int(info.url.rpartition(":")[2])
         return info
+
+    def _starts(self) -> int:
+        return self.log.read_text().count("Modelyard is up") if self.log.exists() else 0
 
     def _answers(self) -> YardInfo | None:
         assert self.process is not None
