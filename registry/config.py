@@ -96,9 +96,61 @@ class TimeoutsConfig(Section):
     """Seconds; 0 switches one off."""
 
     connect_s: float = Field(2.0, ge=0)
-    first_byte_s: float = Field(300.0, ge=0)
-    between_bytes_s: float = Field(120.0, ge=0)
-    total_s: float = Field(1800.0, ge=0)
+    first_byte_s: float = Field(300.0, ge=0, description="From dispatch to the head of an answer; then failover.")
+    first_token_s: float = Field(300.0, ge=0, description="From dispatch to a stream's first content; then failover.")
+    between_tokens_s: float = Field(120.0, ge=0, description="Between two pieces of an answer that has begun.")
+    total_s: float = Field(1800.0, ge=0, description="From a request's arrival to its end, over all attempts.")
+
+
+class RetryConfig(Section):
+    """How far failed attempts are made again."""
+
+    attempts_max: int = Field(3, ge=1, le=10)
+    budget: float = Field(0.2, ge=0, le=1, description="Further attempts as a share of requests: the load they add.")
+    backoff_s: float = Field(0.05, ge=0, description="The first wait; doubled each time, with jitter.")
+    backoff_max_s: float = Field(1.0, ge=0)
+    retry_after_max_s: float = Field(2.0, ge=0, description="The longest Retry-After of an engine that is waited for.")
+
+
+class AdmissionConfig(Section):
+    """How many requests are with engines at a time, and how many may wait for that."""
+
+    inflight_max: int = Field(0, ge=0, description="Over all workers; 0 leaves queueing to the engines.")
+    queue_max: int = Field(256, ge=0, description="Requests that may wait; one more is refused with 429.")
+    queue_timeout_s: float = Field(30.0, gt=0)
+
+
+class MatchConfig(Section):
+    """Conditions on a request; all that are given must hold, and of the values listed for one any does."""
+
+    header: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    metadata: dict[str, str | tuple[str, ...]] = Field(
+        default_factory=dict, description="Of the body's `metadata` object."
+    )
+    key: str | tuple[str, ...] = Field((), description="Ids of API keys.")
+    user: str | tuple[str, ...] = Field((), description="Values of the body's `user`.")
+
+
+class SegmentConfig(Section):
+    """A part of a model's requests with arms of its own: a feature flag, an experiment."""
+
+    when: MatchConfig
+    route: dict[str, int] = Field(description="Label -> basis points, summing to 10000.")
+
+
+class ShadowConfig(Section):
+    """A version that gets copies of requests and whose answers nobody sees."""
+
+    sample: int = Field(1000, ge=0, le=BUCKETS, description="Basis points of the model's requests.")
+    inflight_max: int = Field(4, ge=1, description="Copies in flight per worker.")
+    engine_seconds_per_hour: float = Field(0.0, ge=0, description="In-flight seconds per hour and worker; 0: no bound.")
+
+
+class CacheConfig(Section):
+    """Answers at temperature 0 that are kept for when no engine can answer; marked by a header when given."""
+
+    bytes_max: int = Field(0, ge=0, description="Per worker; 0 keeps none.")
+    ttl_s: float = Field(3600.0, gt=0)
 
 
 def _labels(value: Any) -> Any:
@@ -118,7 +170,23 @@ class ModelConfig(Section):
     aliases: Annotated[dict[str, str], BeforeValidator(_labels)] = Field(default_factory=dict)
     sticky: tuple[str, ...] = DEFAULT_STICKY
     fallback: tuple[str, ...] = ()
+    larger_context: tuple[str, ...] = Field(
+        (), description="Labels that take over requests which are too long for the assigned version's context."
+    )
+    equivalent: tuple[tuple[str, ...], ...] = Field(
+        (), description="Groups of labels whose versions may continue each other's streams after a failure."
+    )
+    segments: dict[str, SegmentConfig] = Field(
+        default_factory=dict, description="Name -> requests with arms of their own; the first that matches decides."
+    )
+    shadow: Annotated[dict[str, ShadowConfig], BeforeValidator(_labels)] = Field(
+        default_factory=dict, description="Label -> how many requests it gets a copy of."
+    )
+    affinity: bool = Field(True, description="Requests that share a long prefix go to the replica that has it cached.")
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    retry: RetryConfig = RetryConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    cache: CacheConfig = CacheConfig()
 
     @field_validator("sticky")
     @classmethod
@@ -133,6 +201,8 @@ class ModelConfig(Section):
     def _names_its_own_versions(self) -> ModelConfig:
         for label in self.versions:
             check_name("version", label)
+        for segment in self.segments.values():
+            check_weights(segment.route)
         if self.route:
             check_weights(self.route)
         elif len(self.versions) > 1:
@@ -142,6 +212,10 @@ class ModelConfig(Section):
             ("route", self.route),
             ("fallback", self.fallback),
             ("aliases", self.aliases.values()),
+            ("larger_context", self.larger_context),
+            ("equivalent", [label for group in self.equivalent for label in group]),
+            ("shadow", self.shadow),
+            *((f"segment {name}", segment.route) for name, segment in self.segments.items()),
         ):
             for label in labels:
                 if label not in self.versions:

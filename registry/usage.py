@@ -33,6 +33,10 @@ UsageSource = Literal["engine", "counted", "none"]
 """Where the token counts come from: the engine's own usage, events counted in passing (cancelled), nowhere."""
 
 
+AnswerSource = Literal["engine", "cache"]
+"""Where the answer came from: an engine, or the degraded answers kept for when none can give one."""
+
+
 class RequestRecord(msgspec.Struct, array_like=True, gc=False):
     """One request, however it ended. Times are seconds; offsets count from `started_at`."""
 
@@ -83,6 +87,17 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
     response_bytes: int = 0
     key_id: str = ""
     worker: str = ""
+    queued_s: float = 0.0
+    """How long it waited for admission."""
+    priority: str = ""
+    """`interactive`, `batch` or `shadow`; "" where nothing limits the model."""
+    segment: str = ""
+    """The segment of the route that it fell into; "" for the route's own arms."""
+    shadow_of: str = ""
+    """The id of the request that this one is a shadow's copy of; "" for a client's own."""
+    continuations: int = 0
+    """How often its stream was taken over by another replica after its first token."""
+    source: AnswerSource = "engine"
 
     @property
     def ended_at(self) -> float:

@@ -20,6 +20,35 @@ from registry.models import check_name
 from registry.terminal import NotThereError, UserError
 
 
+class TlsConfig(Section):
+    """HTTPS on the router's port. Read again when either file changes."""
+
+    certificate: str = Field(description="Path of the certificate chain (PEM), relative to this file.")
+    key: str = Field(description="Path of its private key (PEM).")
+
+
+class AccessLogConfig(Section):
+    """One JSON line per finished request, written off the hot path. Never a body, a key or a credential."""
+
+    path: str = Field("", description='A file, or "" for access.jsonl in the state directory.')
+    sample: int = Field(10_000, ge=0, le=10_000, description="Basis points of completed requests; others always.")
+    bytes_max: int = Field(64 * 1024 * 1024, ge=1024 * 1024, description="Then it is rotated; one older file is kept.")
+
+
+class TracingConfig(Section):
+    """Spans for OpenTelemetry."""
+
+    endpoint: str = Field(description="OTLP over HTTP, e.g. http://127.0.0.1:4318.")
+    sample: int = Field(10_000, ge=0, le=10_000, description="Basis points of requests that carry no decision.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_http(cls, endpoint: str) -> str:
+        if not endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint {endpoint!r} must begin with http:// or https://")
+        return endpoint.rstrip("/")
+
+
 class ServerConfig(Section):
     """Where the router and the admin API listen, and what they accept."""
 
@@ -34,6 +63,15 @@ class ServerConfig(Section):
     keepalive_s: float = Field(default=75.0, gt=0)
     connections_max: int = Field(default=10_000, ge=1)
     drain_s: float = Field(default=30.0, ge=0, description="How long a stop waits for requests in flight.")
+    require_keys: bool = Field(
+        default=False, description="Refuse requests without an API key even while none has been created."
+    )
+    allow_public_without_keys: bool = Field(
+        default=False, description="Listen beyond loopback although no API key is required."
+    )
+    tls: TlsConfig | None = None
+    access_log: AccessLogConfig | None = None
+    tracing: TracingConfig | None = None
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServerConfig:

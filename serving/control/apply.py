@@ -23,7 +23,7 @@ from serving.control.publish import ModelTraits
 from serving.control.resolve import Resolver
 from serving.engines.base import EngineVersion, kind
 from serving.router.split import allocate
-from serving.router.table import Limits, Timeouts
+from serving.router.table import Admission, Cache, Limits, Retry, Timeouts
 
 
 class RefusedError(UserError):
@@ -195,6 +195,12 @@ def traits_of(config: YardConfig) -> dict[str, ModelTraits]:
             authorizations={
                 label: authorization(VersionRef(name, label), version) for label, version in model.versions.items()
             },
+            retry=Retry(**model.retry.model_dump()),
+            admission=Admission(**model.admission.model_dump()),
+            cache=Cache(**model.cache.model_dump()),
+            larger_context=model.larger_context,
+            equivalent=model.equivalent,
+            affinity=model.affinity,
         )
         for name, model in config.models.items()
     }

@@ -15,8 +15,21 @@ from urllib.parse import urlsplit
 import msgspec
 
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
+from serving.engines.base import Capabilities
 from serving.router.split import arms_of
-from serving.router.table import ANY_NAME, Limits, Model, Replica, ReplicaState, Table, Timeouts, Version
+from serving.router.table import (
+    ANY_NAME,
+    Admission,
+    Cache,
+    Limits,
+    Model,
+    Replica,
+    ReplicaState,
+    Retry,
+    Table,
+    Timeouts,
+    Version,
+)
 
 
 class RunningReplica(Protocol):
@@ -45,6 +58,12 @@ class ModelTraits:
     timeouts: Timeouts = field(default_factory=Timeouts)
     authorizations: Mapping[str, str] = field(default_factory=dict)
     """Label -> the whole Authorization header of an external engine."""
+    retry: Retry = field(default_factory=Retry)
+    admission: Admission = field(default_factory=Admission)
+    cache: Cache = field(default_factory=Cache)
+    larger_context: tuple[str, ...] = ()
+    equivalent: tuple[tuple[str, ...], ...] = ()
+    affinity: bool = True
 
 
 def build_table(
@@ -54,7 +73,7 @@ def build_table(
     traits: Mapping[str, ModelTraits],
     limits: Limits,
     generation: int,
-    without_stream_usage: frozenset[str] = frozenset(),
+    capabilities: Mapping[str, Capabilities] | None = None,
 ) -> Table:
     """The table of the models that `traits` names: those of the configuration in force.
 
@@ -62,13 +81,13 @@ def build_table(
     2. The route's allocation becomes the arms; a model without a route has none and can only be pinned.
     3. Only aliases and fallbacks that name a version in the table are kept.
 
-    `without_stream_usage` holds the ids of replicas whose engine refuses `stream_options`.
+    `capabilities` says of replicas, by their ids, what their engines were seen to do.
     """
     by_version: dict[tuple[str, str], list[RunningReplica]] = {}
     for running in replicas:
         by_version.setdefault((running.model, running.label), []).append(running)
     models = {
-        name: _model(snapshot[name], by_version, traits[name], without_stream_usage)
+        name: _model(snapshot[name], by_version, traits[name], capabilities or {})
         for name in sorted(traits)
         if name in snapshot
     }
@@ -84,7 +103,7 @@ def _model(
     model: ModelSnapshot,
     by_version: Mapping[tuple[str, str], list[RunningReplica]],
     traits: ModelTraits,
-    without_stream_usage: frozenset[str],
+    capabilities: Mapping[str, Capabilities],
 ) -> Model:
     versions: dict[str, Version] = {}
     for label, version in model.versions.items():
@@ -92,11 +111,16 @@ def _model(
             continue
         authorization = traits.authorizations.get(label, "")
         running = sorted(by_version.get((model.name, label), []), key=lambda one: one.id)
+        seen = [capabilities[one.id] for one in running if one.id in capabilities]
         versions[label] = Version(
             label=label,
-            replicas=tuple(_replica(one, version.manifest.url, authorization) for one in running),
+            replicas=tuple(
+                _replica(one, version.manifest.url, authorization, capabilities.get(one.id)) for one in running
+            ),
             served_names=next((tuple(one.served_names) for one in running if one.served_names), (ANY_NAME,)),
-            stream_usage=not any(one.id in without_stream_usage for one in running),
+            stream_usage=all(one.stream_usage for one in seen),
+            prefill=bool(seen) and all(one.prefill for one in seen),
+            context_tokens=min((one.context_tokens for one in seen), default=0),
         )
     route = model.route
     return Model(
@@ -108,6 +132,12 @@ def _model(
         sticky=route.sticky if route else (),
         fallback=tuple(label for label in route.fallback if label in versions) if route else (),
         timeouts=traits.timeouts,
+        retry=traits.retry,
+        admission=traits.admission,
+        cache=traits.cache,
+        larger_context=tuple(label for label in traits.larger_context if label in versions),
+        equivalent=traits.equivalent,
+        affinity=traits.affinity,
         created=int(model.created_at),
     )
 
@@ -115,7 +145,7 @@ def _model(
 _STATES: Mapping[str, ReplicaState] = {"ready": "ready", "draining": "draining"}
 
 
-def _replica(running: RunningReplica, url: str, authorization: str) -> Replica:
+def _replica(running: RunningReplica, url: str, authorization: str, seen: Capabilities | None) -> Replica:
     place = urlsplit(url) if url else None
     tls = place is not None and place.scheme == "https"
     return Replica(
@@ -127,6 +157,7 @@ def _replica(running: RunningReplica, url: str, authorization: str) -> Replica:
         tls=tls,
         host_header=place.netloc.rpartition("@")[2] if place else "",
         authorization=authorization,
+        slots=seen.parallel_slots if seen else 0,
     )
 
 

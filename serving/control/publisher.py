@@ -13,6 +13,7 @@ from registry.store import Registry
 from serving.control.publish import Generations, ModelTraits, RunningReplica, build_table, same_but_generation
 from serving.control.snapshot import take
 from serving.control.workers import Published, Workers
+from serving.engines.base import Capabilities
 from serving.router.table import Limits, Table
 
 log = logging.getLogger("modelyard.publish")
@@ -31,13 +32,13 @@ class Publisher:
         generations: Generations,
         *,
         replicas: Callable[[], Sequence[RunningReplica]],
-        without_stream_usage: Callable[[], frozenset[str]],
+        capabilities: Callable[[], Mapping[str, Capabilities]],
     ) -> None:
         self._registry = registry
         self._workers = workers
         self._generations = generations
         self._replicas = replicas
-        self._without_stream_usage = without_stream_usage
+        self._capabilities = capabilities
         self._traits: Mapping[str, ModelTraits] = {}
         self._limits = Limits()
         self._table: Table | None = None
@@ -80,7 +81,7 @@ class Publisher:
                 traits=self._traits,
                 limits=self._limits,
                 generation=0,
-                without_stream_usage=self._without_stream_usage(),
+                capabilities=self._capabilities(),
             )
             if self._table is not None and same_but_generation(table, self._table):
                 table = self._table

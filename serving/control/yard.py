@@ -51,6 +51,7 @@ from serving.control.status import (
 )
 from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
 from serving.control.workers import Workers, check_port_free
+from serving.engines.base import Capabilities
 from serving.engines.replica import ReplicaStatus
 from serving.engines.supervisor import Supervisor
 from serving.router.protocol import Failure
@@ -125,7 +126,7 @@ class Yard:
             workers,
             Generations(self.state.workers / "generation"),
             replicas=supervisor.replicas,
-            without_stream_usage=self._without_stream_usage,
+            capabilities=self._capabilities,
         )
         changes = Changes(
             registry,
@@ -359,12 +360,9 @@ class Yard:
             return None
         return self._device
 
-    def _without_stream_usage(self) -> frozenset[str]:
-        return frozenset(
-            one.id
-            for one in self.parts.supervisor.replicas()
-            if one.capabilities is not None and not one.capabilities.stream_usage
-        )
+    def _capabilities(self) -> dict[str, Capabilities]:
+        """What engines were seen to do, by replica."""
+        return {one.id: one.capabilities for one in self.parts.supervisor.replicas() if one.capabilities is not None}
 
     def _log_to_file(self) -> None:
         """The control plane's own log, in the state directory."""

@@ -133,7 +133,7 @@ class Exchange:
         now = self._router.now()
         for last_resort in (False, True):
             for version in versions:
-                while len(tried) < self._router.snapshot.limits.attempts_max:
+                while len(tried) < self._target.model.config.retry.attempts_max:
                     left = [
                         backend
                         for backend in version.backends
@@ -309,11 +309,11 @@ class Exchange:
             return
         timeouts = self._target.model.config.timeouts
         waited = now - self._last_data
-        limit = timeouts.first_byte_s if self._answer is None else timeouts.between_bytes_s
+        limit = timeouts.first_byte_s if self._answer is None else timeouts.between_tokens_s
         if timeouts.total_s and now - self._started > timeouts.total_s:
             self._time_out("total_timeout")
         elif limit and waited > limit and not self._paused:
-            self._time_out("first_byte_timeout" if self._answer is None else "between_bytes_timeout")
+            self._time_out("first_byte_timeout" if self._answer is None else "between_tokens_timeout")
 
     def cut_off(self) -> None:
         """The router stops before the answer is complete."""

@@ -28,6 +28,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     host_header: str = ""
     authorization: str = ""
     """The whole value of the Authorization header for this engine; never a client's, never sent to one."""
+    slots: int = 0
+    """Requests that it decodes at a time; 0 where it does not say."""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -40,6 +42,10 @@ class Version(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     another one has it rewritten to the first."""
     stream_usage: bool = True
     """Its engine understands `stream_options.include_usage`."""
+    prefill: bool = False
+    """Its engine continues a last message that is the assistant's: a cut stream can go on."""
+    context_tokens: int = 0
+    """Of one request; 0 where the engine does not say."""
 
 
 class Arm(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -54,8 +60,71 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
 
     connect_s: float = 2.0
     first_byte_s: float = 300.0
-    between_bytes_s: float = 120.0
+    """From the request's dispatch to the head of the answer."""
+    first_token_s: float = 300.0
+    """From the request's dispatch to the first content of a stream."""
+    between_tokens_s: float = 120.0
+    """Between two pieces of an answer that has begun."""
     total_s: float = 1800.0
+    """From the request's arrival to its end, over all attempts."""
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How far failed attempts are made again: on the same replica after a wait, or on another one."""
+
+    attempts_max: int = 3
+    budget: float = 0.2
+    """Further attempts, as a share of requests, over the last seconds: what failures may add to the load."""
+    backoff_s: float = 0.05
+    """The first wait; doubled each time, drawn at random from its upper half."""
+    backoff_max_s: float = 1.0
+    retry_after_max_s: float = 2.0
+    """An engine that asks for a longer wait (Retry-After) is not waited for: its answer goes to the client."""
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """How many requests of a model are with engines at a time, over all workers, and how many may wait for that."""
+
+    inflight_max: int = 0
+    """0: no bound of the router's; engines queue."""
+    queue_max: int = 256
+    queue_timeout_s: float = 30.0
+
+
+class Match(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One condition on a request: `kind` is `header`, `key` (its id), `user` or `metadata`; any of `values` does."""
+
+    kind: str
+    name: str
+    values: tuple[str, ...]
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Requests that meet every condition go by these arms in place of the model's (a feature flag, an experiment)."""
+
+    name: str
+    when: tuple[Match, ...] = ()
+    arms: tuple[Arm, ...] = ()
+
+
+class Shadow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """A version that gets copies of requests; nobody sees its answers, and it delays and fails nobody."""
+
+    label: str
+    sample: int = 0
+    """Basis points of the model's requests."""
+    inflight_max: int = 4
+    """Per worker."""
+    engine_seconds_per_hour: float = 0.0
+    """In-flight seconds per hour and worker, an upper bound of GPU seconds; 0 for no bound."""
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Whole answers at temperature 0 that are kept to be given, marked, where no engine can answer."""
+
+    bytes_max: int = 0
+    """Per worker; 0 keeps none."""
+    ttl_s: float = 3600.0
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -68,7 +137,19 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     salt: str = ""
     sticky: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
+    larger_context: tuple[str, ...] = ()
+    """Labels that take over where the context of the assigned version is too short for a request."""
+    equivalent: tuple[tuple[str, ...], ...] = ()
+    """Groups of labels whose versions may continue each other's streams."""
+    segments: tuple[Segment, ...] = ()
+    """The first that matches decides."""
+    shadows: tuple[Shadow, ...] = ()
+    affinity: bool = True
+    """Requests that share a long prefix go to the replica that has it cached."""
     timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
+    admission: Admission = Admission()
+    cache: Cache = Cache()
     created: int = 0
     """Unix seconds, for `/v1/models`."""
 
@@ -82,7 +163,50 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     body_timeout_s: float = 60.0
     keepalive_s: float = 75.0
     connections_max: int = 10_000
-    attempts_max: int = 3
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An API key as a worker knows it: never the key itself."""
+
+    id: str
+    """`key_…`: what logs and accounts show."""
+    digest: bytes
+    """SHA-256 of the key."""
+    slot: int = 0
+    """Its place in the counters that workers share."""
+    scopes: tuple[str, ...] = ("inference",)
+    models: tuple[str, ...] = ()
+    """Models that it may use; empty for all."""
+    expires_at: float = 0.0
+    """Unix time; 0 for never."""
+    priority: str = "interactive"
+    """The best class that its requests may have."""
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrency_max: int = 0
+    budget_tokens: int = 0
+    """Per `budget_period`; 0, as above, for no limit."""
+    budget_engine_s: float = 0.0
+    """In-flight seconds at engines per `budget_period`: an upper bound of what its requests cost in GPU time."""
+    budget_period: Literal["day", "month", "total"] = "month"
+
+
+class AccessLog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """JSON lines of finished requests; "" as `path` writes none."""
+
+    path: str = ""
+    sample: int = 10_000
+    """Basis points of completed requests; others are always written."""
+    bytes_max: int = 64 * 1024 * 1024
+
+
+class Tracing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Spans in OpenTelemetry's form; "" as `endpoint` makes none."""
+
+    endpoint: str = ""
+    """OTLP over HTTP, e.g. `http://127.0.0.1:4318`."""
+    sample: int = 10_000
+    """Basis points of requests that come without a decision of their own."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,6 +215,11 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     generation: int
     models: dict[str, Model] = {}
     limits: Limits = Limits()
+    keys: tuple[Key, ...] = ()
+    keys_required: bool = False
+    """Requests without a valid key are refused, even where there are no keys."""
+    access_log: AccessLog = AccessLog()
+    tracing: Tracing = Tracing()
 
 
 _encoder = msgspec.msgpack.Encoder()

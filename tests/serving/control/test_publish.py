@@ -12,6 +12,7 @@ from registry.manifest import Manifest, digest
 from registry.models import BUCKETS, Route, Version
 from serving.control.publish import Generations, ModelTraits, build_table, same_but_generation
 from serving.control.snapshot import ModelSnapshot
+from serving.engines.base import Capabilities
 from serving.router.split import allocate
 from serving.router.table import Limits, Table
 
@@ -81,7 +82,10 @@ def test_an_external_engine_keeps_its_path_its_host_and_its_key() -> None:
     snapshot = model(versions={"v1": version("v1", url="https://user@api.example:8443/openai")})
     running = Running("m@v1/0", "m", "v1", host="api.example", port=8443, served_names=("gpt",))
     table = build(
-        snapshot, running, traits={"m": ModelTraits(authorizations={"v1": "Bearer k"})}, without_stream_usage={"m@v1/0"}
+        snapshot,
+        running,
+        traits={"m": ModelTraits(authorizations={"v1": "Bearer k"})},
+        capabilities={"m@v1/0": Capabilities()},
     )
     found = table.models["m"].versions["v1"]
     (replica,) = found.replicas

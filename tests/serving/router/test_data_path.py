@@ -251,9 +251,9 @@ def test_a_silent_engine_is_left_at_its_deadline(router: RouterProcess, fake_eng
 
 def test_a_stalled_stream_is_ended_in_band(router: RouterProcess, fake_engine: Start) -> None:
     engine = fake_engine("--stall-after-events", "2")
-    router.serve(engine.port, timeouts=Timeouts(between_bytes_s=0.3))
+    router.serve(engine.port, timeouts=Timeouts(between_tokens_s=0.3))
     response = router.chat(stream=True)
-    assert events_of(response)[-1]["error"]["code"] == "between_bytes_timeout"
+    assert events_of(response)[-1]["error"]["code"] == "between_tokens_timeout"
     assert router.records(1)[0].outcome == "truncated"
     assert engine.stats()["cancelled"] == 1
 
