@@ -9,8 +9,10 @@ once; `monitoring.metrics` shows the ledger's totals.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
+from operator import attrgetter, mul, truediv
 from typing import Final
 
 from registry.entries import CounterKey, HistogramDelta, HistogramKey, Interval
@@ -115,6 +117,18 @@ HISTOGRAM_BOUNDS: Final[Mapping[str, str]] = {
 
 Deltas = tuple[dict[CounterKey, float], dict[HistogramKey, HistogramDelta]]
 
+_alike: Final[Callable[[RequestRecord], tuple[object, ...]]] = attrgetter(
+    "model", "version", "endpoint", "outcome", "status", "streamed", "usage_source", "assigned"
+)
+"""Records that agree in these count into the same series: a batch is one pass in C per figure, not one per record."""
+_attempts = attrgetter("attempts")
+_prompt = attrgetter("prompt_tokens")
+_completion = attrgetter("completion_tokens")
+_cached = attrgetter("cached_tokens")
+_duration = attrgetter("duration_s")
+_first = attrgetter("first_token_s")
+_gap_max = attrgetter("gap_max_s")
+
 
 def outcome_class(record: RequestRecord) -> str:
     """The value of `outcome` in metrics and on bills: one of OUTCOMES."""
@@ -142,9 +156,12 @@ def observe(records: Sequence[RequestRecord]) -> Deltas:
     """
     counters: defaultdict[CounterKey, float] = defaultdict(float)
     histograms = _Histograms()
-    for record in records:
-        _count(record, counters)
-        _measure(record, histograms)
+    groups: defaultdict[tuple[object, ...], list[RequestRecord]] = defaultdict(list)
+    for kind, record in zip(map(_alike, records), records, strict=True):
+        groups[kind].append(record)
+    for group in groups.values():
+        _count(group, counters)
+        _measure(group, histograms)
     return dict(counters), histograms.deltas()
 
 
@@ -155,49 +172,63 @@ def intervals(records: Sequence[RequestRecord], device_of: Callable[[str], str |
     device time). Requests that no engine saw have no interval.
     """
     found: list[Interval] = []
+    devices: dict[str, str | None] = {}
     for record in records:
-        if record.dispatched_s <= 0 or not record.version or record.duration_s <= record.dispatched_s:
+        dispatched_s, replica = record.dispatched_s, record.replica
+        if dispatched_s <= 0 or not record.version or record.duration_s <= dispatched_s:
             continue
-        device = device_of(record.replica)
+        if replica not in devices:
+            devices[replica] = device_of(replica)
+        device = devices[replica]
         if device is not None:
-            start = record.started_at + record.dispatched_s
+            start = record.started_at + dispatched_s
             version = f"{record.model}@{record.version}"
             found.append(Interval(device, version, outcome_class(record), start, record.ended_at))
     return found
 
 
-def _count(record: RequestRecord, counters: defaultdict[CounterKey, float]) -> None:
-    owner = (record.model, record.version)
-    counters[CounterKey(REQUESTS, (*owner, endpoint_label(record.endpoint), outcome_class(record)))] += 1
-    if record.attempts:
-        counters[CounterKey(ATTEMPTS, owner)] += record.attempts
-    if record.assigned and record.version and record.assigned != record.version:
-        counters[CounterKey(FALLBACKS, owner)] += 1
-    if record.usage_source != "none":
-        counters[CounterKey(PROMPT_TOKENS, (*owner, record.usage_source))] += record.prompt_tokens
-        counters[CounterKey(COMPLETION_TOKENS, (*owner, record.usage_source))] += record.completion_tokens
-        counters[CounterKey(CACHED_TOKENS, owner)] += record.cached_tokens
-    if record.first_token_s > record.dispatched_s > 0 and record.usage_source == "engine":
-        uncached = max(0, record.prompt_tokens - record.cached_tokens)
-        counters[CounterKey(PHASE_SECONDS, (*owner, "prefill"))] += record.first_token_s - record.dispatched_s
-        counters[CounterKey(PHASE_TOKENS, (*owner, "prefill"))] += uncached
-        counters[CounterKey(PHASE_SECONDS, (*owner, "decode"))] += max(0.0, record.last_token_s - record.first_token_s)
-        counters[CounterKey(PHASE_TOKENS, (*owner, "decode"))] += max(0, record.completion_tokens - 1)
+def _count(group: Sequence[RequestRecord], counters: defaultdict[CounterKey, float]) -> None:
+    """Count records that are alike."""
+    like = group[0]
+    owner = (like.model, like.version)
+    counters[CounterKey(REQUESTS, (*owner, endpoint_label(like.endpoint), outcome_class(like)))] += len(group)
+    if attempts := sum(map(_attempts, group)):
+        counters[CounterKey(ATTEMPTS, owner)] += attempts
+    if like.assigned and like.version and like.assigned != like.version:
+        counters[CounterKey(FALLBACKS, owner)] += len(group)
+    if like.usage_source != "none":
+        counters[CounterKey(PROMPT_TOKENS, (*owner, like.usage_source))] += sum(map(_prompt, group))
+        counters[CounterKey(COMPLETION_TOKENS, (*owner, like.usage_source))] += sum(map(_completion, group))
+        counters[CounterKey(CACHED_TOKENS, owner)] += sum(map(_cached, group))
+    phased = [one for one in group if one.first_token_s > one.dispatched_s > 0] if like.usage_source == "engine" else []
+    if phased:
+        prefill, decode = (*owner, "prefill"), (*owner, "decode")
+        counters[CounterKey(PHASE_SECONDS, prefill)] += sum([one.first_token_s - one.dispatched_s for one in phased])
+        counters[CounterKey(PHASE_TOKENS, prefill)] += sum(
+            [max(0, one.prompt_tokens - one.cached_tokens) for one in phased]
+        )
+        counters[CounterKey(PHASE_SECONDS, decode)] += sum(
+            [max(0.0, one.last_token_s - one.first_token_s) for one in phased]
+        )
+        counters[CounterKey(PHASE_TOKENS, decode)] += sum([max(0, one.completion_tokens - 1) for one in phased])
 
 
-def _measure(record: RequestRecord, histograms: _Histograms) -> None:
-    owner = (record.model, record.version)
-    endpoint = endpoint_label(record.endpoint)
-    if record.dispatched_s > 0:
-        histograms.add(OVERHEAD, (endpoint,), record.overhead_s)
-    if record.outcome == "completed" and record.status < 400:
-        histograms.add(DURATION, (*owner, endpoint), record.duration_s)
-    if record.streamed and record.first_token_s > 0:
-        histograms.add(TTFT, owner, record.first_token_s)
-        gap_s = mean_gap_s(record)
-        if gap_s is not None:
-            histograms.add(ITL, owner, gap_s, times=record.events - 1)
-            histograms.add(STREAM_GAP_MAX, owner, record.gap_max_s)
+def _measure(group: Sequence[RequestRecord], histograms: _Histograms) -> None:
+    """Take the times of records that are alike."""
+    like = group[0]
+    owner = (like.model, like.version)
+    endpoint = endpoint_label(like.endpoint)
+    histograms.add(OVERHEAD, (endpoint,), [one.overhead_s for one in group if one.dispatched_s > 0])
+    if like.outcome == "completed" and like.status < 400:
+        histograms.add(DURATION, (*owner, endpoint), list(map(_duration, group)))
+    if like.streamed:
+        begun = [one for one in group if one.first_token_s > 0]
+        histograms.add(TTFT, owner, list(map(_first, begun)))
+        flowing = [one for one in begun if one.events >= 2 and one.last_token_s >= one.first_token_s]
+        gaps = [one.events - 1 for one in flowing]
+        spans = [one.last_token_s - one.first_token_s for one in flowing]
+        histograms.add(ITL, owner, list(map(truediv, spans, gaps)), gaps)
+        histograms.add(STREAM_GAP_MAX, owner, list(map(_gap_max, flowing)))
 
 
 def mean_gap_s(record: RequestRecord) -> float | None:
@@ -214,13 +245,28 @@ class _Histograms:
         self._counts: dict[HistogramKey, list[int]] = {}
         self._sums: defaultdict[HistogramKey, float] = defaultdict(float)
 
-    def add(self, name: str, labels: tuple[str, ...], value: float, times: int = 1) -> None:
-        bounds_name = HISTOGRAM_BOUNDS[name]
-        bounds = BOUNDS[bounds_name]
-        key = HistogramKey(name, labels, bounds_name)
-        counts = self._counts.setdefault(key, [0] * (len(bounds) + 1))
-        counts[bisect_left(bounds, value)] += times
-        self._sums[key] += value * times
+    def add(self, name: str, labels: tuple[str, ...], values: Sequence[float], times: Sequence[int] = ()) -> None:
+        """Each value once, or as often as `times` says at its place."""
+        if not values:
+            return
+        counts, key, bounds = self._series(name, labels)
+        buckets = map(bisect_left, repeat(bounds), values)
+        if times:
+            for bucket, count in zip(buckets, times, strict=True):
+                counts[bucket] += count
+            self._sums[key] += sum(map(mul, values, times))
+        else:
+            for bucket, count in Counter(buckets).items():
+                counts[bucket] += count
+            self._sums[key] += sum(values)
+
+    def _series(self, name: str, labels: tuple[str, ...]) -> tuple[list[int], HistogramKey, tuple[float, ...]]:
+        bounds = BOUNDS[HISTOGRAM_BOUNDS[name]]
+        key = HistogramKey(name, labels, HISTOGRAM_BOUNDS[name])
+        counts = self._counts.get(key)
+        if counts is None:
+            counts = self._counts[key] = [0] * (len(bounds) + 1)
+        return counts, key, bounds
 
     def deltas(self) -> dict[HistogramKey, HistogramDelta]:
         return {key: HistogramDelta(tuple(counts), self._sums[key]) for key, counts in self._counts.items()}

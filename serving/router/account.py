@@ -16,6 +16,8 @@ from registry.usage import MAGIC, RequestRecord, frame
 FLUSH_AFTER_S: Final = 0.05
 SEGMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 UNWRITTEN_BYTES_MAX: Final = 4 * 1024 * 1024
+FRAME_RECORDS_MAX: Final = 128
+"""So many records are packed together; a record costs a third of one that is packed alone."""
 
 
 class SegmentWriter:
@@ -36,6 +38,7 @@ class SegmentWriter:
         self._worker = worker
         self._now_ns = now_ns
         self._call_later = call_later
+        self._records: list[RequestRecord] = []
         self._buffer: list[bytes] = []
         self._buffered_bytes = 0
         self._file = -1
@@ -45,18 +48,18 @@ class SegmentWriter:
         self._open()
 
     def append(self, record: RequestRecord) -> None:
-        """Take one record; it is in the file within FLUSH_AFTER_S."""
-        data = frame(record)
-        if self._buffered_bytes + len(data) > UNWRITTEN_BYTES_MAX:
-            self.records_lost += 1
-            return
-        if not self._buffer:
+        """Take one record, which changes no more; it is in the file within FLUSH_AFTER_S."""
+        records = self._records
+        if not records and not self._buffer:
             self._call_later(FLUSH_AFTER_S, self.flush)
-        self._buffer.append(data)
-        self._buffered_bytes += len(data)
+        records.append(record)
+        if len(records) >= FRAME_RECORDS_MAX:
+            self._pack()
 
     def flush(self) -> None:
         """Write what waits. Where the disk refuses, it goes on waiting, within UNWRITTEN_BYTES_MAX."""
+        if self._records:
+            self._pack()
         if not self._buffer:
             return
         data = b"".join(self._buffer)
@@ -72,6 +75,16 @@ class SegmentWriter:
         self._buffered_bytes = len(data) - written
         if self._buffer:
             self._call_later(FLUSH_AFTER_S, self.flush)
+
+    def _pack(self) -> None:
+        """Turn the records that wait into bytes that wait."""
+        data = frame(*self._records)
+        if self._buffered_bytes + len(data) > UNWRITTEN_BYTES_MAX:
+            self.records_lost += len(self._records)
+        else:
+            self._buffer.append(data)
+            self._buffered_bytes += len(data)
+        self._records.clear()
 
     def close(self) -> None:
         """Write what waits and close the file."""

@@ -45,6 +45,23 @@ def test_records_read_back(records: list[RequestRecord]) -> None:
     assert scan(data[len(MAGIC) :], from_start=False) == (records, len(data) - len(MAGIC))
 
 
+@given(st.lists(RECORDS, min_size=1, max_size=40), st.integers(0, 2_000))
+def test_records_packed_together_read_back_all_or_none(records: list[RequestRecord], cut: int) -> None:
+    data = MAGIC + frame(*records)
+    assert scan(data, from_start=True) == (records, len(data))
+    assert scan(data[: max(len(MAGIC), len(data) - 1 - cut)], from_start=True) == ([], len(MAGIC))
+
+
+def test_a_frame_is_never_larger_than_a_reader_takes() -> None:
+    records = [RequestRecord("r" * 900, n, 0.5, "other", "m", "v1", "m@v1/0", "completed", 200) for n in range(500)]
+    assert scan(frame(*records), from_start=False)[0] == records
+
+
+def test_a_frame_of_the_first_release_is_one_record_by_itself() -> None:
+    payload = msgspec.msgpack.encode(record(7))
+    assert scan(FRAME.pack(len(payload), zlib.crc32(payload)) + payload, from_start=False)[0] == [record(7)]
+
+
 def test_a_tail_torn_at_any_byte_is_left_for_the_next_scan() -> None:
     records = [record(number) for number in range(3)]
     data = segment(records)
