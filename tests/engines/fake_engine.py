@@ -46,10 +46,21 @@ class Behaviour:
     """How many requests get `status` before it is 200 again; 0 means all."""
     retry_after_s: int = 0
     """Sent as Retry-After with an error status where it is not 0."""
+    error_code: str = ""
+    """The `code` of the OpenAI error that goes with `status`, e.g. content_filter; the status itself where empty."""
+    error_type: str = ""
+    """Its `type`; by the status where empty."""
+    error_message: str = "the fake engine was told to fail"
+    finish_reason: str = ""
+    """What answers end with, e.g. content_filter; stop or length where empty."""
+    context_tokens: int = 0
+    """A longer prompt gets 400 context_length_exceeded; 0 takes every length."""
     die_after_events: int = -1
     """The process kills itself (SIGKILL) after this many tokens of one answer."""
     cut_after_events: int = -1
     """The connection is closed after this many tokens, without finish reason or [DONE]."""
+    end_after_events: int = -1
+    """A stream ends in good HTTP after this many tokens, but without finish reason or [DONE]."""
     stall_after_events: int = -1
     """Nothing more is sent after this many tokens; the connection stays open."""
     usage: str = "openai"
@@ -283,16 +294,13 @@ class Connection(asyncio.Protocol):
 
     async def completion(self, path: str, body: Json, entry: Seen) -> str:
         """Answer as the behaviour says; returns the outcome."""
-        how, state = self.state.behaviour, self.state
+        how = self.state.behaviour
         await asyncio.sleep(how.first_byte_delay_s)
         if how.garbage:
             await self.write(b"\x16\x03 this is not HTTP\r\n\r\n")
             self.transport.close()
             return "failed"
-        if how.status >= 300 and (how.status_times == 0 or state.statuses_given < how.status_times):
-            state.statuses_given += 1
-            extra = f"Retry-After: {how.retry_after_s}\r\n" if how.retry_after_s else ""
-            await self.answer(how.status, error_body(how.status, "the fake engine was told to fail"), extra)
+        if await self.refused(entry):
             return "failed"
         if path == "/v1/embeddings":
             vector = {"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}
@@ -301,7 +309,7 @@ class Connection(asyncio.Protocol):
             return "complete"
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or how.events
         count = min(how.events, int(limit))
-        finish = "stop" if count == how.events else "length"
+        finish = how.finish_reason or ("stop" if count == how.events else "length")
         if entry.stream:
             return await self.stream(path, body, entry, count, finish)
         texts: list[str] = []
@@ -317,6 +325,21 @@ class Connection(asyncio.Protocol):
             answer["usage"] = usage_of(entry.prompt_tokens, count)
         await self.answer(200, answer)
         return "complete"
+
+    async def refused(self, entry: Seen) -> bool:
+        """Answer with an error where one is due; whether it was."""
+        how, state = self.state.behaviour, self.state
+        if how.status >= 300 and (how.status_times == 0 or state.statuses_given < how.status_times):
+            state.statuses_given += 1
+            extra = f"Retry-After: {how.retry_after_s}\r\n" if how.retry_after_s else ""
+            error = error_body(how.status, how.error_message, kind=how.error_type, code=how.error_code)
+            await self.answer(how.status, error, extra)
+            return True
+        if how.context_tokens and entry.prompt_tokens > how.context_tokens:
+            text = f"This model's maximum context length is {how.context_tokens} tokens, your messages have more."
+            await self.answer(400, error_body(400, text, code="context_length_exceeded"))
+            return True
+        return False
 
     def tokens(self, body: Json, count: int) -> list[str]:
         start = prefilled(body)
@@ -354,6 +377,9 @@ class Connection(asyncio.Protocol):
                 await self.event(error_body(500, "the fake engine was told to fail in a stream"))
                 await self.write(b"0\r\n\r\n")
                 return "failed"
+            if entry.events_sent == how.end_after_events:
+                await self.write(b"0\r\n\r\n")
+                return "cut"
         usage = usage_of(entry.prompt_tokens, count)
         last = chunk(path, entry, "", finish)
         wanted = how.usage == "always" or (entry.include_usage and how.usage == "openai")
@@ -386,9 +412,9 @@ def dechunked(data: bytes) -> bytes:
     return body
 
 
-def error_body(status: int, message: str) -> Json:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+def error_body(status: int, message: str, *, kind: str = "", code: str = "") -> Json:
+    kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code or status}}
 
 
 def chunk(path: str, entry: Seen, text: str | None, finish: str | None, *, whole: bool = False) -> Json:
