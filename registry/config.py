@@ -5,16 +5,19 @@ Owns: the `models:` section. Never: reading files, resolving artifacts, traffic 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from registry.models import BUCKETS, check_name, check_weights
+from registry.models import BUCKETS, Condition, ShadowArm, check_name, check_weights
 
 EngineName = Literal["llama.cpp", "vllm", "external"]
 ARTIFACT_KINDS = ("file:", "pypi:")
 DEFAULT_STICKY = ("header:x-session-id", "body:user")
+CREDENTIALS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
 
 
 class Section(BaseModel):
@@ -120,22 +123,65 @@ class AdmissionConfig(Section):
     queue_timeout_s: float = Field(30.0, gt=0)
 
 
+def _text(value: Any) -> Any:
+    """YAML reads a bare `1` or `true` as a number or a truth; what is compared with a request is text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _texts(value: Any) -> Any:
+    """One text, or a list of them, as a tuple."""
+    return tuple(map(_text, value)) if isinstance(value, list | tuple) else (_text(value),)
+
+
+Plain = str | int | float | bool
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts, json_schema_input_type=Plain | list[Plain])]
+
+
 class MatchConfig(Section):
     """Conditions on a request; all that are given must hold, and of the values listed for one any does."""
 
-    header: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
-    metadata: dict[str, str | tuple[str, ...]] = Field(
-        default_factory=dict, description="Of the body's `metadata` object."
-    )
-    key: str | tuple[str, ...] = Field((), description="Ids of API keys.")
-    user: str | tuple[str, ...] = Field((), description="Values of the body's `user`.")
+    header: dict[str, Texts] = Field(default_factory=dict, description="Header name -> its value, or a list of values.")
+    metadata: dict[str, Texts] = Field(default_factory=dict, description="Of the body's `metadata` object.")
+    key: Texts = Field((), description="Ids of API keys.")
+    user: Texts = Field((), description="Values of the body's `user`.")
+
+    @model_validator(mode="after")
+    def _has_conditions(self) -> MatchConfig:
+        conditions = self.conditions()
+        if not conditions:
+            raise ValueError("a segment needs a condition: `header`, `metadata`, `key` or `user`")
+        for one in conditions:
+            if not one.values:
+                raise ValueError(f"the condition on {one.kind} {one.name}".rstrip() + " lists no value")
+            if one.kind == "header" and not _HEADER_NAME.fullmatch(one.name):
+                raise ValueError(f"header {one.name!r} is no header's name")
+            if one.kind == "header" and one.name in CREDENTIALS:
+                raise ValueError(f"header {one.name!r} carries a credential: name the key's id under `key:`")
+        return self
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """As the registry keeps them; names of headers in lower case."""
+        return (
+            *(Condition("header", name.lower(), values) for name, values in self.header.items()),
+            *(Condition("metadata", name, values) for name, values in self.metadata.items()),
+            *(Condition(kind, "", values) for kind, values in (("key", self.key), ("user", self.user)) if values),
+        )
+
+
+def _labels(value: Any) -> Any:
+    """YAML reads a bare `1` as a number; labels are text."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class SegmentConfig(Section):
     """A part of a model's requests with arms of its own: a feature flag, an experiment."""
 
     when: MatchConfig
-    route: dict[str, int] = Field(description="Label -> basis points, summing to 10000.")
+    route: Annotated[dict[str, int], BeforeValidator(_labels)] = Field(
+        description="Label -> basis points, summing to 10000."
+    )
 
 
 class ShadowConfig(Section):
@@ -151,11 +197,6 @@ class CacheConfig(Section):
 
     bytes_max: int = Field(0, ge=0, description="Per worker; 0 keeps none.")
     ttl_s: float = Field(3600.0, gt=0)
-
-
-def _labels(value: Any) -> Any:
-    """YAML reads a bare `1` as a number; labels are text."""
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class ModelConfig(Section):
@@ -176,7 +217,7 @@ class ModelConfig(Section):
     equivalent: tuple[tuple[str, ...], ...] = Field(
         (), description="Groups of labels whose versions may continue each other's streams after a failure."
     )
-    segments: dict[str, SegmentConfig] = Field(
+    segments: Annotated[dict[str, SegmentConfig], BeforeValidator(_labels)] = Field(
         default_factory=dict, description="Name -> requests with arms of their own; the first that matches decides."
     )
     shadow: Annotated[dict[str, ShadowConfig], BeforeValidator(_labels)] = Field(
@@ -201,7 +242,8 @@ class ModelConfig(Section):
     def _names_its_own_versions(self) -> ModelConfig:
         for label in self.versions:
             check_name("version", label)
-        for segment in self.segments.values():
+        for name, segment in self.segments.items():
+            check_name("segment", name)
             check_weights(segment.route)
         if self.route:
             check_weights(self.route)
@@ -226,6 +268,10 @@ class ModelConfig(Section):
                     f"version {label!r} is derived from {version.artifact.requantize!r}, which is not one of {known}"
                 )
         return self
+
+    def shadow_arms(self) -> tuple[ShadowArm, ...]:
+        """The shadows as the registry keeps them; those that sample nothing are left out."""
+        return tuple(ShadowArm(label=label, **one.model_dump()) for label, one in self.shadow.items() if one.sample)
 
     def first_route(self) -> dict[str, int]:
         """The weights for a model that the registry has not seen yet."""

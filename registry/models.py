@@ -93,6 +93,41 @@ Allocation = tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition on a request: any of `values` does."""
+
+    kind: str
+    """`header`, `metadata`, `key` (its id) or `user`."""
+    name: str
+    """Of the header, or of the entry in the body's `metadata`; "" for the other kinds."""
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSegment:
+    """Requests that meet every condition, and the arms that they go by in place of the route's."""
+
+    name: str
+    when: tuple[Condition, ...]
+    weights: Mapping[str, int]
+    """As a route's."""
+    allocation: Allocation
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowArm:
+    """A version that gets copies of requests and whose answers nobody sees."""
+
+    label: str
+    sample: int
+    """Basis points of the model's requests."""
+    inflight_max: int
+    """Copies in flight per worker."""
+    engine_seconds_per_hour: float
+    """In-flight seconds per hour and worker; 0 for no bound."""
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """How a model's traffic is divided: one revision of it. Revisions are kept, so that any can be returned to."""
 
@@ -107,6 +142,9 @@ class Route:
     """Where the sticky key is looked for, first hit wins: `header:NAME`, `body:user`."""
     fallback: tuple[str, ...] = ()
     """Version labels that take over, in order, where the assigned arm cannot answer."""
+    segments: tuple[RouteSegment, ...] = ()
+    """The first that matches a request decides."""
+    shadows: tuple[ShadowArm, ...] = ()
     restores: int | None = None
     """The revision whose weights a rollback brought back."""
     created_at: float = 0.0

@@ -73,6 +73,8 @@ routes: Final = Table(
     Column("allocation", JSON, nullable=False),
     Column("sticky", JSON, nullable=False),
     Column("fallback", JSON, nullable=False),
+    Column("segments", JSON, nullable=False, server_default="[]"),
+    Column("shadows", JSON, nullable=False, server_default="[]"),
     Column("restores", Integer),
     Column("created_at", Double, nullable=False),
     Column("created_by", Text, nullable=False),
@@ -88,6 +90,29 @@ audit: Final = Table(
     Column("subject", String(200), nullable=False, index=True),
     Column("before", JSON),
     Column("after", JSON),
+)
+
+api_keys: Final = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("last4", String(4), nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("name", _NAME, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("priority", String(16), nullable=False),
+    Column("requests_per_minute", BigInteger, nullable=False),
+    Column("tokens_per_minute", BigInteger, nullable=False),
+    Column("concurrency_max", Integer, nullable=False),
+    Column("budget_tokens", BigInteger, nullable=False),
+    Column("budget_engine_s", Double, nullable=False),
+    Column("budget_period", String(8), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("revoked_at", Double),
 )
 
 segments: Final = Table(

@@ -14,15 +14,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
-from registry import schema
+from registry import keys, schema
 from registry.database import connect, read, write
 from registry.errors import ConflictError, NotFoundError
+from registry.keys import ApiKey, KeyTerms
 from registry.manifest import Manifest, canonical, definition, digest
 from registry.models import (
     Alias,
     Allocation,
     AuditEntry,
     Route,
+    RouteSegment,
+    ShadowArm,
     Version,
     VersionRef,
     check_name,
@@ -115,7 +118,8 @@ class Registry:
     def retire(self, model: str, label: str, *, actor: str, at: float) -> Version:
         """Take a version out of use; its record stays. Retiring it again changes nothing.
 
-        Raises ConflictError while the route gives it weight or falls back to it, or an alias points to it.
+        Raises ConflictError while the route (its segments and shadows too) gives it requests or falls back to it, or an
+        alias points to it.
         """
         table = schema.versions
         with write(self.engine) as connection:
@@ -199,17 +203,23 @@ class Registry:
         *,
         sticky: tuple[str, ...] | None = None,
         fallback: tuple[str, ...] | None = None,
+        segments: tuple[RouteSegment, ...] | None = None,
+        shadows: tuple[ShadowArm, ...] | None = None,
         actor: str,
         at: float,
         restores: int | None = None,
         action: str = "route.set",
     ) -> Route:
-        """Make a new revision of the model's route. `sticky` and `fallback` keep their value where None.
+        """Make a new revision of the model's route. Rules (`sticky` to `shadows`) keep their value where None.
 
-        Raises NotFoundError where a label with weight, or of the fallback chain, is not registered or is retired;
-        ValueError where weights or allocation are not well-formed or contradict each other.
+        Raises NotFoundError where a label with weight (in a segment too), of the fallback chain or of a shadow is not
+        registered or is retired; ValueError where weights or an allocation are not well-formed or contradict each
+        other.
         """
         _check_allocation(check_weights(weights), allocation)
+        for segment in segments or ():
+            check_name("segment", segment.name)
+            _check_allocation(check_weights(segment.weights), segment.allocation)
         with write(self.engine) as connection:
             salt = _require_model(connection, model)
             before = _head(connection, model)
@@ -222,13 +232,15 @@ class Registry:
                 salt=salt,
                 sticky=kept.sticky if sticky is None else tuple(sticky),
                 fallback=kept.fallback if fallback is None else tuple(fallback),
+                segments=kept.segments if segments is None else tuple(segments),
+                shadows=kept.shadows if shadows is None else tuple(shadows),
                 restores=restores,
                 created_at=at,
                 created_by=actor,
             )
             _check_registered(connection, model, weights)
             _check_usable(connection, model, [label for label, weight in weights.items() if weight > 0])
-            _check_usable(connection, model, route.fallback)
+            _check_usable(connection, model, [*route.fallback, *_carried_beside(route)])
             if restores is not None and _revision(connection, model, restores) is None:
                 raise NotFoundError(f"the route of {model} has no revision {restores}")
             connection.execute(insert(schema.routes).values(route_values(route)))
@@ -257,6 +269,36 @@ class Registry:
             position = history[position.revision - 1]
             if _carrying(position) != _carrying(head):
                 return position
+
+    # Keys
+
+    def create_key(self, terms: KeyTerms, *, actor: str, at: float) -> tuple[ApiKey, str]:
+        """Make an API key. Returns what is kept of it, and the key itself, which nobody can ask for again.
+
+        Raises ValueError for unusable terms, NotFoundError for unknown models, ConflictError where there are too many.
+        """
+        terms.check()
+        secret = keys.new_secret()
+        with write(self.engine) as connection:
+            for model in terms.models:
+                _require_model(connection, model)
+            key = keys.create(connection, secret, terms, actor=actor, at=at)
+            _audit(connection, "key.create", key.id, actor=actor, at=at, after=keys.summary(key))
+        return key, secret
+
+    def api_keys(self) -> list[ApiKey]:
+        """Every key ever made, oldest first; revoked and expired ones are among them."""
+        with read(self.engine) as connection:
+            return keys.every(connection)
+
+    def revoke_key(self, key_id: str, *, actor: str, at: float) -> ApiKey:
+        """Take a key out of use; its record stays. Revoking it again changes nothing. Raises NotFoundError."""
+        with write(self.engine) as connection:
+            key = keys.find(connection, key_id)
+            if key.revoked_at is not None:
+                return key
+            _audit(connection, "key.revoke", key.id, actor=actor, at=at, before=keys.summary(key))
+            return keys.revoke(connection, key, at)
 
     # Audit
 
@@ -358,6 +400,10 @@ def _check_unused(connection: Connection, version: Version) -> None:
         )
     if route is not None and version.label in route.fallback:
         raise ConflictError(f"{version.ref} is in the route's fallback chain", remedy="take it out of the chain first")
+    if route is not None and version.label in (beside := _carried_beside(route)):
+        raise ConflictError(
+            f"{version.ref} is {beside[version.label]}", remedy="take it out of the configuration first"
+        )
 
 
 def _find_alias(connection: Connection, model: str, name: str) -> Alias | None:
@@ -404,6 +450,17 @@ def _carrying(route: Route) -> dict[str, int]:
     return {label: weight for label, weight in route.weights.items() if weight > 0}
 
 
+def _carried_beside(route: Route) -> dict[str, str]:
+    """Labels that get requests beside the route's own arms, and as what."""
+    shadows = {shadow.label: "a shadow of the route" for shadow in route.shadows}
+    return shadows | {
+        label: f"in the route's segment {segment.name}"
+        for segment in route.segments
+        for label, weight in segment.weights.items()
+        if weight > 0
+    }
+
+
 def _summary(route: Route) -> dict[str, Any]:
     """A route as its audit rows show it."""
     summary: dict[str, Any] = {
@@ -412,6 +469,12 @@ def _summary(route: Route) -> dict[str, Any]:
         "sticky": list(route.sticky),
         "fallback": list(route.fallback),
     }
+    values = route_values(route)
+    for rules in ("segments", "shadows"):
+        if values[rules]:
+            summary[rules] = [
+                {name: part for name, part in one.items() if name != "allocation"} for one in values[rules]
+            ]
     return summary if route.restores is None else {**summary, "restores": route.restores}
 
 

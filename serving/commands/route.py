@@ -66,6 +66,24 @@ def changed_text(answer: dict[str, Any]) -> str:
     return text
 
 
+def segment_text(segment: dict[str, Any]) -> str:
+    """A segment of a route in a line: who is in it, and where they go."""
+    conditions = " and ".join(
+        f"{one['kind']} {one['name']}".rstrip() + " is " + " or ".join(one["values"]) for one in segment["when"]
+    )
+    return f"  segment {segment['name']}: {render.weights(segment['weights'])} where {render.escaped(conditions)}"
+
+
+def shadow_text(shadow: dict[str, Any]) -> str:
+    """A shadow of a route in a line."""
+    seconds = shadow["engine_seconds_per_hour"]
+    budget = f", {seconds:g} engine seconds per hour" if seconds else ""
+    return (
+        f"  shadow {shadow['label']}: copies of {shadow['sample'] / 100:g}% of requests; per worker at most "
+        f"{shadow['inflight_max']} at a time{budget}"
+    )
+
+
 @app.command("set")
 def set_route(
     model: Model,
@@ -116,6 +134,8 @@ def show(
             f"  sticky by {sticky}{fallback}; set by {render.escaped(route['created_by'])} "
             f"at {render.moment(route['created_at'])}"
         )
+        lines += [segment_text(one) for one in route["segments"]]
+        lines += [shadow_text(one) for one in route["shadows"]]
     render.show(*lines)
 
 

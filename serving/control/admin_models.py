@@ -5,6 +5,7 @@ Owns: their shape. Never: where the values come from.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -155,6 +156,33 @@ class ModelView(Shape):
     revision: int
 
 
+class ConditionView(Shape):
+    """One condition on a request; any of the values does."""
+
+    kind: str
+    """`header`, `metadata`, `key` or `user`."""
+    name: str
+    values: list[str]
+
+
+class SegmentView(Shape):
+    """Requests that go by arms of their own."""
+
+    name: str
+    when: list[ConditionView]
+    weights: dict[str, int]
+
+
+class ShadowView(Shape):
+    """A version that gets copies of requests."""
+
+    label: str
+    sample: int
+    """Basis points of the model's requests."""
+    inflight_max: int
+    engine_seconds_per_hour: float
+
+
 class RouteView(Shape):
     """One revision of a model's route."""
 
@@ -163,6 +191,9 @@ class RouteView(Shape):
     weights: dict[str, int]
     sticky: list[str]
     fallback: list[str]
+    segments: list[SegmentView]
+    """The first that matches a request decides."""
+    shadows: list[ShadowView]
     restores: int | None
     created_at: float
     created_by: str
@@ -175,6 +206,15 @@ class RouteView(Shape):
             weights=dict(route.weights),
             sticky=list(route.sticky),
             fallback=list(route.fallback),
+            segments=[
+                SegmentView(
+                    name=one.name,
+                    when=[ConditionView(kind=c.kind, name=c.name, values=list(c.values)) for c in one.when],
+                    weights=dict(one.weights),
+                )
+                for one in route.segments
+            ],
+            shadows=[ShadowView(**asdict(one)) for one in route.shadows],
             restores=route.restores,
             created_at=route.created_at,
             created_by=route.created_by,

@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from registry.artifacts import ArtifactStore, Progress
 from registry.config import ModelConfig, VersionConfig
 from registry.manifest import Manifest, digest
-from registry.models import VersionRef
+from registry.models import Route, RouteSegment, ShadowArm, VersionRef
 from registry.store import Registry
 from registry.terminal import NotThereError, UserError
 from serving.config import ServerConfig, YardConfig
 from serving.control import snapshot
-from serving.control.plan import Draft, Plan, RunningEngine, plan
+from serving.control.plan import Draft, Plan, RunningEngine, plan, rules_differ
 from serving.control.publish import ModelTraits
 from serving.control.resolve import Resolver
 from serving.engines.base import EngineVersion, kind
@@ -106,24 +107,15 @@ class Applier:
                 kind(draft.manifest.engine).check(wanted)
 
     def _set_route(self, name: str, model: ModelConfig, actor: str, at: float) -> None:
-        """A first route where there is none; otherwise only who takes over and how keys are found."""
+        """A first route where there is none; otherwise only its rules: what belongs to the file."""
         route = self._registry.route(name)
-        sticky, fallback = tuple(model.sticky), tuple(model.fallback)
+        rules = rules_of(model, route)
         if route is None:
             weights = model.first_route()
+            self._registry.set_route(name, weights, allocate(weights), **rules, actor=actor, at=at)
+        elif rules_differ(model, route):
             self._registry.set_route(
-                name, weights, allocate(weights), sticky=sticky, fallback=fallback, actor=actor, at=at
-            )
-        elif (route.sticky, route.fallback) != (sticky, fallback):
-            self._registry.set_route(
-                name,
-                dict(route.weights),
-                route.allocation,
-                sticky=sticky,
-                fallback=fallback,
-                actor=actor,
-                at=at,
-                action="route.rules",
+                name, dict(route.weights), route.allocation, **rules, actor=actor, at=at, action="route.rules"
             )
 
     def wanted(self, config: YardConfig, base: Path, *, running: Mapping[str, str]) -> list[EngineVersion]:
@@ -164,6 +156,29 @@ class Applier:
             finally:
                 progress.done()
         return tuple(self._store.link(artifact, folder) for artifact in artifacts)
+
+
+class Rules(TypedDict):
+    """What of a route belongs to the file, in the words of `Registry.set_route`."""
+
+    sticky: tuple[str, ...]
+    fallback: tuple[str, ...]
+    segments: tuple[RouteSegment, ...]
+    shadows: tuple[ShadowArm, ...]
+
+
+def rules_of(model: ModelConfig, route: Route | None) -> Rules:
+    """The file's rules. A segment that the route has already moves as few of its buckets as can be."""
+    known = {segment.name: segment.allocation for segment in route.segments} if route else {}
+    return Rules(
+        sticky=tuple(model.sticky),
+        fallback=tuple(model.fallback),
+        segments=tuple(
+            RouteSegment(name, one.when.conditions(), dict(one.route), allocate(one.route, known.get(name, ())))
+            for name, one in model.segments.items()
+        ),
+        shadows=model.shadow_arms(),
+    )
 
 
 def authorization(ref: VersionRef, version: VersionConfig) -> str:

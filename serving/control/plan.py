@@ -5,7 +5,8 @@ Owns: the plan as a value (pure). Never: fetching, registering, starting; no I/O
 Rules:
 1. A label is taken once. Another definition under it is refused with both digests; the remedy is a new label.
 2. Traffic state belongs to the registry: a route or an alias that is there already is kept, whatever the file says.
-   What decides how keys are found and who takes over (`sticky`, `fallback`) belongs to the file.
+   Its rules belong to the file: how keys are found (`sticky`), who takes over (`fallback`), which requests go by arms
+   of their own (`segments`) and who gets copies (`shadow`).
 3. A version that left the file stops if it has no traffic, and is refused to go otherwise. A model that left the file
    is served no longer; the registry keeps all of it.
 4. An engine that runs what is wanted is left alone.
@@ -21,7 +22,7 @@ import msgspec
 
 from registry.config import ModelConfig
 from registry.manifest import Manifest, definition, digest
-from registry.models import Version, VersionRef
+from registry.models import Route, Version, VersionRef
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 
 StepKind = Literal[
@@ -177,12 +178,25 @@ def _plan_route(known: ModelSnapshot, model: ModelConfig, steps: list[Step]) -> 
     if route is None:
         steps.append(Step("set-route", known.name, f"{weights_text(wanted)}: the model has no route yet"))
         return
-    if (tuple(model.sticky), tuple(model.fallback)) != (route.sticky, route.fallback):
-        steps.append(Step("set-rules", known.name, "sticky or fallback differ from the route in force"))
+    if changed := rules_differ(model, route):
+        verb = "differs" if len(changed) == 1 else "differ"
+        steps.append(Step("set-rules", known.name, f"{', '.join(changed)} {verb} from the route in force"))
     reason = f"{weights_text(route.weights)} (revision {route.revision})"
     if {k: v for k, v in wanted.items() if v} != {k: v for k, v in route.weights.items() if v}:
         reason += f"; the file's {weights_text(wanted)} is for a new model only: use `modelyard route set`"
     steps.append(Step("keep-route", known.name, reason))
+
+
+def rules_differ(model: ModelConfig, route: Route) -> list[str]:
+    """The rules of the route in force that are not what the file says."""
+    segments = [(name, one.when.conditions(), list(one.route.items())) for name, one in model.segments.items()]
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("sticky", tuple(model.sticky), route.sticky),
+        ("fallback", tuple(model.fallback), route.fallback),
+        ("segments", segments, [(one.name, one.when, list(one.weights.items())) for one in route.segments]),
+        ("shadow", model.shadow_arms(), route.shadows),
+    )
+    return [name for name, wanted, there in pairs if wanted != there]
 
 
 def _plan_aliases(known: ModelSnapshot, model: ModelConfig, steps: list[Step]) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from registry.models import RouteSegment, ShadowArm
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 from serving.engines.base import Capabilities
 from serving.router.split import arms_of
@@ -22,10 +23,13 @@ from serving.router.table import (
     Admission,
     Cache,
     Limits,
+    Match,
     Model,
     Replica,
     ReplicaState,
     Retry,
+    Segment,
+    Shadow,
     Table,
     Timeouts,
     Version,
@@ -79,7 +83,7 @@ def build_table(
 
     1. A version is in it unless it is retired; its replicas in the order of their ids, whatever their state.
     2. The route's allocation becomes the arms; a model without a route has none and can only be pinned.
-    3. Only aliases and fallbacks that name a version in the table are kept.
+    3. Only aliases, fallbacks and shadows that name a version in the table are kept.
 
     `capabilities` says of replicas, by their ids, what their engines were seen to do.
     """
@@ -137,8 +141,24 @@ def _model(
         cache=traits.cache,
         larger_context=tuple(label for label in traits.larger_context if label in versions),
         equivalent=traits.equivalent,
+        segments=tuple(_segment(one) for one in route.segments) if route else (),
+        shadows=tuple(_shadow(one) for one in route.shadows if one.label in versions) if route else (),
         affinity=traits.affinity,
         created=int(model.created_at),
+    )
+
+
+def _segment(segment: RouteSegment) -> Segment:
+    when = tuple(Match(one.kind, one.name, one.values) for one in segment.when)
+    return Segment(name=segment.name, when=when, arms=arms_of(segment.allocation))
+
+
+def _shadow(shadow: ShadowArm) -> Shadow:
+    return Shadow(
+        label=shadow.label,
+        sample=shadow.sample,
+        inflight_max=shadow.inflight_max,
+        engine_seconds_per_hour=shadow.engine_seconds_per_hour,
     )
 
 

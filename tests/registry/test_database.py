@@ -16,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_mock_engine
+from sqlalchemy import create_engine, create_mock_engine
 from sqlalchemy.engine.mock import MockConnection
 
 import registry.migrations
@@ -149,3 +149,26 @@ def test_a_killed_writer_leaves_no_lock_and_no_half(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("SELECT count(*) FROM cursors").scalar() == 0
     assert time.monotonic() - started < 5
     engine.dispose()
+
+
+def test_routes_from_before_segments_are_read_as_having_none(tmp_path: Path) -> None:
+    """A database of the first release, with a route in it, is brought up to date by opening it."""
+    from alembic import command
+
+    path = tmp_path / "registry.db"
+    config = Config()
+    config.set_main_option("script_location", str(Path(registry.migrations.__file__).parent))
+    old = create_engine(f"sqlite:///{path}")
+    with old.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO models VALUES ('m', 'ab', 1)")
+        connection.exec_driver_sql(
+            "INSERT INTO routes VALUES ('m', 1, '[[\"v1\", 10000]]', '[[0, 10000, \"v1\"]]', '[]', '[]', NULL, 1, 'me')"
+        )
+    old.dispose()
+    opened = Registry.open(path)
+    route = opened.route("m")
+    opened.close()
+    assert route is not None
+    assert (route.weights, route.segments, route.shadows) == ({"v1": 10_000}, (), ())

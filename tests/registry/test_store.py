@@ -10,7 +10,7 @@ import pytest
 
 from registry.errors import ConflictError, NotFoundError
 from registry.manifest import Artifact, Manifest, digest
-from registry.models import BUCKETS, InvalidNameError, Span, VersionRef
+from registry.models import BUCKETS, Condition, InvalidNameError, RouteSegment, ShadowArm, Span, VersionRef
 from registry.store import Registry
 
 
@@ -238,3 +238,59 @@ def test_threads_and_connections_make_distinct_revisions(two: Registry, tmp_path
         thread.join()
     other.close()
     assert sorted(made) == list(range(1, 41))
+
+
+BETA = RouteSegment(
+    "beta", (Condition("header", "x-beta", ("1", "yes")),), {"v2": 4000, "v1": 6000}, spans({"v2": 4000, "v1": 6000})
+)
+COPIES = ShadowArm("v2", sample=500, inflight_max=2, engine_seconds_per_hour=60.0)
+
+
+def test_segments_and_shadows_come_back_and_outlive_other_changes(two: Registry) -> None:
+    set_route(two, {"v1": BUCKETS}, segments=(BETA,), shadows=(COPIES,))
+    set_route(two, {"v1": 9000, "v2": 1000})
+    set_route(two, {"v1": BUCKETS}, restores=1, action="route.rollback")
+    for route in two.route_history("assistant"):
+        assert (route.segments, route.shadows) == ((BETA,), (COPIES,))
+        assert list(route.segments[0].weights) == ["v2", "v1"], "the first one is the stable arm"
+    set_route(two, {"v1": BUCKETS}, segments=(), shadows=(), action="route.rules")
+    head = two.route("assistant")
+    assert head is not None
+    assert (head.segments, head.shadows) == ((), ())
+
+
+def test_rules_are_in_the_audit(two: Registry) -> None:
+    set_route(two, {"v1": BUCKETS})
+    set_route(two, {"v1": BUCKETS}, segments=(BETA,), shadows=(COPIES,), action="route.rules")
+    entry = two.audit(1)[0]
+    assert entry.action == "route.rules"
+    assert entry.before is not None
+    assert entry.after is not None
+    assert "segments" not in entry.before
+    assert entry.after["segments"] == [
+        {"name": "beta", "when": [["header", "x-beta", ["1", "yes"]]], "weights": [["v2", 4000], ["v1", 6000]]}
+    ]
+    assert entry.after["shadows"][0]["label"] == "v2"
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"), [({"segments": (BETA,)}, "segment beta"), ({"shadows": (COPIES,)}, "shadow")]
+)
+def test_what_a_segment_or_a_shadow_names_cannot_be_retired(
+    two: Registry, rules: dict[str, object], words: str
+) -> None:
+    set_route(two, {"v1": BUCKETS}, **rules)
+    with pytest.raises(ConflictError, match=words):
+        two.retire("assistant", "v2", actor="me", at=4.0)
+    set_route(two, {"v1": BUCKETS}, segments=(), shadows=())
+    two.retire("assistant", "v2", actor="me", at=4.0)
+    with pytest.raises(NotFoundError, match="retired"):
+        set_route(two, {"v1": BUCKETS}, **rules)
+
+
+def test_a_segment_must_divide_every_bucket(two: Registry) -> None:
+    short = RouteSegment("beta", BETA.when, {"v2": BUCKETS}, (Span(0, 5000, "v2"),))
+    with pytest.raises(ValueError, match="allocation"):
+        set_route(two, {"v1": BUCKETS}, segments=(short,))
+    with pytest.raises(InvalidNameError):
+        set_route(two, {"v1": BUCKETS}, segments=(RouteSegment("a b", BETA.when, BETA.weights, BETA.allocation),))

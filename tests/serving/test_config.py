@@ -10,6 +10,7 @@ import pytest
 import yaml
 from components import ROOT
 
+from registry.models import Condition
 from registry.terminal import NotThereError
 from serving.config import ConfigError, json_schema, load, parse
 
@@ -54,6 +55,19 @@ def test_defaults_are_safe() -> None:
         ("      v2:", "      v1:", 5, "a second time"),
         ("      v2:", "      'v 2':", 2, "is not usable"),
         ("v2: 1000}", "v2: 1000}\n    sticky: [cookie:x]", 7, "none of header:NAME, body:user"),
+        ("v2: 1000}", "v2: 1000}\n    segments: {b: {when: {}, route: {v2: 10000}}}", 7, "a segment needs a condition"),
+        ("v2: 1000}", "v2: 1000}\n    segments: {b: {when: {user: []}, route: {v2: 10000}}}", 7, "needs a condition"),
+        ("v2: 1000}", "v2: 1000}\n    segments: {b: {when: {header: {x: []}}, route: {v2: 10000}}}", 7, "no value"),
+        ("v2: 1000}", "v2: 1000}\n    segments: {b: {when: {header: {x y: 1}}, route: {v2: 10000}}}", 7, "no header"),
+        (
+            "v2: 1000}",
+            "v2: 1000}\n    segments: {b: {when: {header: {Authorization: 1}}, route: {v2: 10000}}}",
+            7,
+            "`key:`",
+        ),
+        ("v2: 1000}", "v2: 1000}\n    segments: {b: {when: {user: a}, route: {v3: 10000}}}", 2, "segment b names"),
+        ("v2: 1000}", "v2: 1000}\n    segments: {b: {when: {user: a}, route: {v2: 1}}}", 2, "sum to 1"),
+        ("v2: 1000}", "v2: 1000}\n    shadow: {v3: {}}", 2, "shadow names version 'v3'"),
         ("models:", "server: {port: 9, admin_port: 9}\nmodels:", 1, "both 9"),
         ("models:", "server: {workers: 0}\nmodels:", 1, "greater than or equal to 1"),
         ("models:", "prices: {pue: 0.5}\nmodels:", 1, "greater than or equal to 1"),
@@ -66,6 +80,19 @@ def test_a_mistake_is_named_with_its_line(before: str, after: str, line: int, wo
         parse(VALID.replace(before, after, 1), "yard.yaml")
     assert f"yard.yaml:{line}:" in str(refused.value), refused.value
     assert words in str(refused.value)
+
+
+def test_values_of_conditions_may_be_one_or_many_and_are_text() -> None:
+    when = "{header: {X-Beta: [1, on], x-tier: gold}, metadata: {paid: true}, key: key_1, user: [2]}"
+    text = f"{VALID}    segments: {{beta: {{when: {when}, route: {{v2: 10000}}}}}}\n"
+    assert parse(text).models["a"].segments["beta"].when.conditions() == (
+        Condition("header", "x-beta", ("1", "true")),
+        Condition("header", "x-tier", ("gold",)),
+        Condition("metadata", "paid", ("true",)),
+        Condition("key", "", ("key_1",)),
+        Condition("user", "", ("2",)),
+    )
+    jsonschema.validate(yaml.safe_load(text), json.loads(json_schema()))
 
 
 @pytest.mark.parametrize(("text", "words"), [("", "empty"), ("- a", "a list, not a mapping"), ("3", "a int")])

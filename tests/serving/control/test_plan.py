@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from registry.config import ModelConfig
 from registry.manifest import Artifact, Manifest, digest
 from registry.models import BUCKETS, Route, Version, VersionRef
 from registry.terminal import UserError
+from serving.control.apply import rules_of
 from serving.control.plan import Draft, Plan, plan
 from serving.control.resolve import parents_first
 from serving.control.snapshot import ModelSnapshot
@@ -172,3 +173,31 @@ def test_parents_come_before_what_is_derived_from_them() -> None:
 def test_versions_derived_from_each_other_are_refused() -> None:
     with pytest.raises(UserError, match="derived from each other"):
         parents_first("m", derived(a="", b="c", c="b"))
+
+
+SEGMENT = {"beta": {"when": {"header": {"X-Beta": 1}}, "route": {"v2": BUCKETS}}}
+
+
+def test_segments_and_shadows_follow_the_file() -> None:
+    there = known("v1", "v2", weights={"v1": BUCKETS})
+    file = config("v1", "v2", segments=SEGMENT, shadow={"v2": {"sample": 100}}, sticky=there.route.sticky)  # type: ignore[union-attr]
+    made = plan({"m": file}, [draft("v1"), draft("v2")], {"m": there}, [engine("v1"), engine("v2")])
+    (step,) = made.changes
+    assert (step.kind, step.reason) == ("set-rules", "segments, shadow differ from the route in force")
+    rules = rules_of(file, there.route)
+    applied = replace(there.route, segments=rules["segments"], shadows=rules["shadows"])  # type: ignore[type-var]
+    there = replace(there, route=applied)
+    assert not plan({"m": file}, [draft("v1"), draft("v2")], {"m": there}, [engine("v1"), engine("v2")]).changes
+
+
+def test_a_segment_that_ramps_moves_only_the_buckets_that_it_must() -> None:
+    route = known("v1", "v2", weights={"v1": BUCKETS}).route
+    shares = []
+    for weight in (1000, 3000, 1000):
+        file = config(
+            "v1", "v2", segments={"beta": {"when": {"user": "a"}, "route": {"v1": BUCKETS - weight, "v2": weight}}}
+        )
+        route = replace(route, segments=rules_of(file, route)["segments"])  # type: ignore[type-var]
+        shares.append(route.segments[0].allocation)
+    assert shares[0] == shares[2]
+    assert [span.stop for span in shares[1]] == [7000, BUCKETS]

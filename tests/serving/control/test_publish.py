@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.manifest import Manifest, digest
-from registry.models import BUCKETS, Route, Version
+from registry.models import BUCKETS, Condition, Route, RouteSegment, ShadowArm, Version
 from serving.control.publish import Generations, ModelTraits, build_table, same_but_generation
 from serving.control.snapshot import ModelSnapshot
 from serving.engines.base import Capabilities
 from serving.router.split import allocate
-from serving.router.table import Limits, Table
+from serving.router.table import Arm, Limits, Match, Segment, Shadow, Table
 
 
 @dataclass(frozen=True)
@@ -125,3 +125,25 @@ def test_generations_never_go_back(tmp_path: Path) -> None:
     second.seen(10)
     assert second.next() == 11
     assert Generations(tmp_path / "generation").last == 11
+
+
+def test_segments_and_shadows_are_published() -> None:
+    when = (Condition("header", "x-beta", ("1",)), Condition("user", "", ("a", "b")))
+    segment = RouteSegment("beta", when, {"v2": BUCKETS}, allocate({"v2": BUCKETS}))
+    route = Route(
+        "m",
+        1,
+        {"v1": BUCKETS},
+        allocate({"v1": BUCKETS}),
+        "ab",
+        segments=(segment,),
+        shadows=(ShadowArm("v2", 100, 3, 60.0), ShadowArm("gone", 100, 3, 60.0)),
+    )
+    found = build(model("v1", "v2", route=route)).models["m"]
+    (made,) = found.segments
+    assert made == Segment(
+        name="beta",
+        when=(Match("header", "x-beta", ("1",)), Match("user", "", ("a", "b"))),
+        arms=(Arm(BUCKETS, "v2"),),
+    )
+    assert found.shadows == (Shadow(label="v2", sample=100, inflight_max=3, engine_seconds_per_hour=60.0),)
