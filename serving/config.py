@@ -61,6 +61,9 @@ class ServerConfig(Section):
     head_timeout_s: float = Field(default=10.0, gt=0)
     body_timeout_s: float = Field(default=60.0, gt=0)
     keepalive_s: float = Field(default=75.0, gt=0)
+    unread_timeout_s: float = Field(
+        default=60.0, gt=0, description="A client that reads nothing of a waiting answer for so long is gone."
+    )
     connections_max: int = Field(default=10_000, ge=1)
     drain_s: float = Field(default=30.0, ge=0, description="How long a stop waits for requests in flight.")
     require_keys: bool = Field(

@@ -228,5 +228,6 @@ def limits_of(server: ServerConfig) -> Limits:
         head_timeout_s=server.head_timeout_s,
         body_timeout_s=server.body_timeout_s,
         keepalive_s=server.keepalive_s,
+        unread_timeout_s=server.unread_timeout_s,
         connections_max=server.connections_max,
     )

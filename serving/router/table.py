@@ -162,6 +162,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=F
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
     keepalive_s: float = 75.0
+    unread_timeout_s: float = 60.0
+    """A client that takes nothing of a waiting answer for so long is gone."""
     connections_max: int = 10_000
 
 
