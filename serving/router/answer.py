@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.usage import RequestRecord
 from serving.errors import envelope
+from serving.router.continuation import Partial, Resumption
 from serving.router.http1 import status_line
 from serving.router.openai_wire import Usage, read_answer
 from serving.router.snapshot import VersionState
@@ -23,9 +24,18 @@ HELD_BYTES_MAX: Final = 64 * 1024
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 """A whole answer up to this size is read for its usage."""
 RETURNED: Final = frozenset(
-    {b"content-type", b"content-disposition", b"retry-after", b"openai-processing-ms", b"openai-model"}
+    {
+        b"content-type",
+        b"content-encoding",
+        b"content-disposition",
+        b"retry-after",
+        b"openai-processing-ms",
+        b"openai-model",
+    }
 )
 """Headers of an engine that a client gets to see, beside our own."""
+BODILESS: Final = frozenset({204, 304})
+"""Statuses whose answers end with their head: framing of a body would be read as the next answer."""
 
 
 class Answer:
@@ -44,6 +54,10 @@ class Answer:
         "_started",
         "_version",
         "committed",
+        "holds",
+        "partial",
+        "progressed_at",
+        "resumption",
         "scanner",
     )
 
@@ -57,6 +71,8 @@ class Answer:
         started: float,
         hide_usage: bool,
         headers: list[tuple[bytes, bytes]],
+        continuable: bool = False,
+        holds: bool = False,
     ) -> None:
         self._client = client
         self._request = request
@@ -69,8 +85,16 @@ class Answer:
         self._held_bytes = 0
         self._chunked = False
         self.committed = False
+        self.holds = holds
+        """Nothing goes to the client before `release`: somebody may decide otherwise at the answer's end."""
         self.scanner: Scanner | None = None
+        self.resumption: Resumption | None = None
+        """How the stream goes on where it was cut: what makes the new replica's events the old one's rest."""
+        self.progressed_at = 0.0
+        """When content last came, on the router's clock; 0 before any."""
         self._head = self._make_head(headers, hide_usage)
+        self.partial = Partial() if continuable and self.scanner is not None else None
+        """What the stream has said, kept where another replica could go on."""
 
     def _make_head(self, headers: list[tuple[bytes, bytes]], hide_usage: bool) -> bytes:
         record = self._record
@@ -81,14 +105,16 @@ class Answer:
                 length = value
             elif name in RETURNED:
                 lines.append(b"%b: %b\r\n" % (name, value))
-                if name == b"content-type" and value.startswith(b"text/event-stream"):
+                if name == b"content-type" and value.startswith(b"text/event-stream") and record.status not in BODILESS:
                     self.scanner = Scanner(hide_usage=hide_usage)
         lines.append(self._version.head)
         lines.append(b"x-modelyard-attempts: %d\r\n" % record.attempts)
         if self.scanner is not None:
             lines.append(b"cache-control: no-cache\r\nx-accel-buffering: no\r\n")
             length = b""
-        if length:
+        if record.status in BODILESS:
+            pass
+        elif length:
             lines.append(b"content-length: %b\r\n" % length)
         elif self._request.http11:
             self._chunked = True
@@ -101,11 +127,11 @@ class Answer:
         """Some of the body has come: pass it on, or hold it back until content begins."""
         scanner = self.scanner
         if scanner is None:
-            self._body_bytes += len(data)
-            if self._body_bytes <= READ_BYTES_MAX:
-                self._body.append(data)
-            self._forward(data)
+            self.progressed_at = now
+            self._feed_whole(data)
             return
+        if self.resumption is not None:
+            data = self.resumption.rewrite(data)
         before = scanner.content_events
         data = scanner.feed(data)
         if scanner.content_events != before:
@@ -117,8 +143,28 @@ class Answer:
             return
         self._held.append(data)
         self._held_bytes += len(data)
-        if scanner.started or scanner.ended or scanner.error or self._held_bytes > HELD_BYTES_MAX:
+        if scanner.started or scanner.ended or self._held_bytes > HELD_BYTES_MAX:
             self._forward(b"".join(self._held))
+
+    def _feed_whole(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes <= READ_BYTES_MAX:
+            self._body.append(data)
+        if not self.holds:
+            self._forward(data)
+        elif self._body_bytes > HELD_BYTES_MAX:
+            self.release()
+
+    def release(self) -> None:
+        """Pass on what was held back of an answer that is not a stream."""
+        if self.holds:
+            self.holds = False
+            self._forward(b"".join(self._body))
+
+    @property
+    def body(self) -> bytes:
+        """An answer that is not a stream, as far as it is kept to be read."""
+        return b"".join(self._body)
 
     def end(self) -> bool:
         """The engine's answer has ended. Returns whether it was whole; one that was not is still open."""
@@ -127,15 +173,41 @@ class Answer:
             if not self.committed:
                 self._forward(b"")
             self._read_body()
-        else:
-            rest = scanner.rest() if self.committed else b"".join([*self._held, scanner.rest()])
-            if rest or not self.committed:
-                self._forward(rest)
-            self.note_stream()
-            if not (scanner.ended or scanner.error or self._record.status >= 400):
-                return False
+            self._close()
+            return True
+        rest = scanner.rest()
+        if not (scanner.ended or scanner.error or self._record.status >= 400):
+            return False
+        rest = rest if self.committed else b"".join([*self._held, rest])
+        if rest or not self.committed:
+            self._forward(rest)
+        self.note_stream()
         self._close()
         return True
+
+    def goes_on(self, resumption: Resumption) -> None:
+        """Another replica continues the stream: what it says is made the rest of what the client has."""
+        self.resumption = resumption
+        if self.scanner is not None:
+            self.scanner.restart()
+
+    def finish(self) -> None:
+        """End a stream whose engine said how it ended and then neither `[DONE]` nor anything else."""
+        scanner = self.scanner
+        if scanner is not None and not scanner.done:
+            self._forward(b"data: [DONE]\n\n")
+            scanner.done = True
+        self.note_stream()
+        self._close()
+
+    def pass_error(self) -> None:
+        """Give the client the engine's own error, which was kept back."""
+        if self.scanner is not None and self.scanner.error_event:
+            event = (
+                b"".join([*self._held, self.scanner.error_event]) if not self.committed else self.scanner.error_event
+            )
+            self.scanner.error_event = b""
+            self._forward(event)
 
     def truncate(self, code: str, message: str) -> None:
         """End a committed answer so that it cannot pass for a whole one: in band where it is a stream."""
@@ -143,7 +215,7 @@ class Answer:
             self._client.abort()
             return
         self.note_stream()
-        self._forward(b"data: " + envelope(502, message, code=code) + b"\n\n")
+        self._forward(self.scanner.error_event or b"data: " + envelope(502, message, code=code) + b"\n\n")
         self._request.keep_alive = False
         self._close()
 
@@ -178,6 +250,7 @@ class Answer:
 
     def _note_events(self, count: int, now: float) -> None:
         record = self._record
+        self.progressed_at = now
         offset = now - self._started
         if not record.first_token_s:
             record.first_token_s = offset
@@ -189,6 +262,8 @@ class Answer:
     def _forward(self, data: bytes) -> None:
         """Write some of the answer, behind its head where that has not gone yet."""
         self._record.response_bytes += len(data)
+        if self.partial is not None:
+            self.partial.add(data)
         if self._chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if not self.committed:

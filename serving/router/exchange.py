@@ -1,20 +1,24 @@
 """One request from the moment it has arrived in full until it is accounted for.
 
 Owns: the order of things (peek, route, attempt, commit, account) and the three rules: until the first content has been
-forwarded another replica may be tried; a client that goes away cancels its generation at once; exactly one record,
-however it ends. Never: parsing HTTP, opening sockets itself, waiting.
+forwarded another attempt may be made, after it the stream may only go on or end with an error in band; a client that
+goes away cancels its generation at once; exactly one record, however it ends. Never: parsing HTTP, opening sockets
+itself, waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from registry.usage import Outcome, RequestRecord
 from serving.errors import ApiError
 from serving.router import openai_wire, split
 from serving.router.answer import Answer
+from serving.router.continuation import resume
+from serving.router.plan import Plan
+from serving.router.resuming import Resuming
+from serving.router.retry import OVERLOADED, REFUSING, RETRIED_STATUSES, Failure, Kind, decide, retry_after_s
 from serving.router.snapshot import HEADER, Target, VersionState
 from serving.router.table import ANY_NAME
 from serving.router.upstream import Backend, Connection
@@ -22,12 +26,23 @@ from serving.router.upstream import Backend, Connection
 if TYPE_CHECKING:
     from serving.router.http1 import Client, Request
     from serving.router.router import Router
+    from serving.router.upstream import Receiver
 
-FAILOVER_STATUSES: Final = frozenset({500, 502, 503, 504})
 NOT_IMPLEMENTED: Final = 501
 """An engine that lacks an endpoint is well: the request was not for it."""
+BAD_REQUEST: Final = 400
+SILENT_END_S: Final = 2.0
+"""A stream that has said how it ended, and then nothing more for so long, is over."""
 FORWARDED: Final = (b"content-type", b"accept", b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version")
 """Request headers that an engine gets to see. Credentials are not among them."""
+
+
+_KINDS: Final[dict[str, Kind]] = {
+    "connect_timeout": "silent",
+    "connect_refused": "unreached",
+    "connect_failed": "unreached",
+}
+"""What a broken connection was, where it is no reset."""
 
 
 class Exchange:
@@ -36,18 +51,21 @@ class Exchange:
     __slots__ = (
         "_answer",
         "_backend",
-        "_candidates",
         "_connecting",
         "_connection",
-        "_last_data",
+        "_dispatched",
         "_last_error",
-        "_next",
         "_paused",
         "_peek",
+        "_plan",
+        "_refused",
+        "_resumed_at",
+        "_resuming",
         "_router",
         "_started",
         "_target",
         "_version",
+        "_waiting",
         "client",
         "finished",
         "record",
@@ -60,11 +78,15 @@ class Exchange:
         self.request = request
         self.finished = False
         self._started = router.now()
-        self._last_data = self._started
+        self._dispatched = self._started
+        self._resumed_at = 0.0
         self._backend: Backend | None = None
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._waiting: asyncio.TimerHandle | None = None
         self._answer: Answer | None = None
+        self._resuming: Resuming | None = None
+        self._refused: tuple[Answer, str, str] | None = None
         self._paused = False
         self._last_error: ApiError | None = None
         self.record = RequestRecord(
@@ -79,6 +101,7 @@ class Exchange:
             status=0,
             generation=router.snapshot.generation,
             request_bytes=len(request.body),
+            key_id=request.key.id if request.key is not None else "",
             worker=router.worker,
         )
 
@@ -88,17 +111,25 @@ class Exchange:
         """Send the request on its way, or refuse it."""
         try:
             self._peek = openai_wire.peek(self.request.body)
-            self._target = self._router.resolve(str(self._peek.model))
+            self._target = self._router.resolve(str(self._peek.model), self.request.key)
         except ApiError as error:
             self.reject(error)
             return
         record = self.record
         record.streamed = self._peek.stream is True
         record.model = self._target.model.config.name
-        record.assigned = self._assign(self._target)
-        self._candidates = self._backends()
-        self._next = next(self._candidates, None)
-        self._attempt()
+        self.proceed()
+
+    def proceed(self) -> None:
+        """The request is admitted: find its version and try it."""
+        target = self._target
+        self.record.assigned = self._assign(target)
+        target.model.budget.deposit()
+        self._plan = Plan(self._chain(target), target.model.config.retry.attempts_max, self._router.choose)
+        if self._plan.next(self._router.now()):
+            self._attempt()
+        else:
+            self._give_up()
 
     def _assign(self, target: Target) -> str:
         """The version that this request belongs to: the pinned one, or its bucket's."""
@@ -117,87 +148,76 @@ class Exchange:
             record.bucket = self._router.random_bucket()
         return split.arm_of(model.config.arms, record.bucket)
 
-    def _backends(self) -> Iterator[tuple[VersionState, Backend]]:
-        """Replicas to try, in order: those of the assigned version, then along the fallback chain.
-
-        1. Within a version the least busy one first.
-        2. A pinned version has no fallback: the client asked for that one.
-        3. Replicas whose breaker is open come last, after every fallback: better a doubtful one than none.
-        """
-        target = self._target
-        tried: set[str] = set()
+    def _chain(self, target: Target) -> list[VersionState]:
+        """The versions that may answer, in order. A pinned one has no fallback: the client asked for that one."""
         model = target.model
         versions = [model.versions[self.record.assigned]] if self.record.assigned in model.versions else []
         if target.pinned is None:
             versions += [version for version in model.fallback if version not in versions]
-        now = self._router.now()
-        for last_resort in (False, True):
-            for version in versions:
-                while len(tried) < self._target.model.config.retry.attempts_max:
-                    left = [
-                        backend
-                        for backend in version.backends
-                        if backend.config.id not in tried and (last_resort or backend.breaker.allows(now))
-                    ]
-                    if not left:
-                        break
-                    backend = left[0] if len(left) == 1 else min(left, key=self._router.load)
-                    tried.add(backend.config.id)
-                    yield version, backend
+        return versions
 
     def _attempt(self) -> None:
-        if self._next is None:
-            self._give_up()
-            return
-        self._version, backend = self._next
-        self._next = next(self._candidates, None)
-        record = self.record
+        """Try the replica that the plan has come to."""
+        plan, record = self._plan, self.record
+        backend = plan.backend
+        self._version = plan.version
         record.attempts += 1
-        record.version = self._version.label
+        record.version = plan.version.label
         record.replica = backend.config.id
         self._answer = None
         self._take(backend)
         now = self._router.now()
         if record.attempts == 1:
-            record.overhead_s = now - self._started
-        self._dispatch(backend, now)
+            record.overhead_s = now - self._started - record.queued_s
+        record.dispatched_s = now - self._started
+        self.dispatch(self, self._request_bytes(backend), now)
 
-    def _dispatch(self, backend: Backend, now: float, *, fresh: bool = False) -> None:
-        """Hand the request to a replica, over an idle connection where there is one."""
-        data = self._request_bytes(backend)
-        self.record.dispatched_s = now - self._started
-        self._last_data = now
-        self._connection = None if fresh else backend.send(self, data)
+    def dispatch(self, receiver: Receiver, data: list[bytes], now: float, *, fresh: bool = False) -> None:
+        """Hand a request to the replica taken, over an idle connection where there is one."""
+        backend = self._backend
+        assert backend is not None
+        self._dispatched = now
+        self._connection = None if fresh else backend.send(receiver, data)
         if self._connection is None:
-            self._connecting = self._router.spawn(self._connect(backend, data))
+            self._connecting = self._router.spawn(self._connect(backend, receiver, data))
+        elif self._paused:
+            self._connection.pause()
 
-    async def _connect(self, backend: Backend, data: list[bytes]) -> None:
+    async def _connect(self, backend: Backend, receiver: Receiver, data: list[bytes]) -> None:
+        error = ""
         try:
             connection = await backend.connect(self._target.model.config.timeouts.connect_s)
         except TimeoutError:
-            self._connecting = None
-            self._fail_attempt("connect_timeout")
-        except OSError as error:
-            self._connecting = None
-            self._fail_attempt("connect_refused" if isinstance(error, ConnectionRefusedError) else "connect_failed")
-        else:
-            self._connecting = None
-            self._last_data = self._router.now()
-            self._connection = connection
-            connection.send(self, data, fresh=True)
+            error = "connect_timeout"
+        except OSError as problem:
+            error = "connect_refused" if isinstance(problem, ConnectionRefusedError) else "connect_failed"
+        self._connecting = None
+        if error:
+            receiver.on_broken(error, stale=False)
+            return
+        self._dispatched = self._router.now()
+        self._connection = connection
+        connection.send(receiver, data, fresh=True)
+        if self._paused:
+            connection.pause()
 
     def _request_bytes(self, backend: Backend) -> list[bytes]:
         """Head and body for one replica: the client's own body, unless its model name or usage must be set."""
-        request, seen, version = self.request, self._peek, self._version.config
-        body = request.body
+        seen, version = self._peek, self._version.config
+        body = self.request.body
         name = str(seen.model)
         if version.served_names[0] != ANY_NAME and name not in version.served_names:
             body = openai_wire.rename(body, name, version.served_names[0])
         if self._asks_for_usage:
             body = openai_wire.ask_for_usage(body, seen)
+        return self.request_to(backend, self.request.target, body)
+
+    def request_to(self, backend: Backend, target: bytes, body: bytes) -> list[bytes]:
+        """The bytes of a request to a replica, with what of the client's head an engine gets to see."""
+        request = self.request
         head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\ncontent-length: %d\r\n" % (
             backend.path_prefix,
-            request.target,
+            target,
             backend.head,
             request.request_id.encode("latin-1"),
             len(body),
@@ -222,37 +242,73 @@ class Exchange:
     # --- back: head, body, end ---
 
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        if status in FAILOVER_STATUSES:
-            self._blame(f"status_{status}")
-            if self._next is not None:
-                self._leave_connection()
-                self._attempt()
-                return
-        self.record.status = status
+        if status in RETRIED_STATUSES and self._refuses(status, headers):
+            return
+        record = self.record
+        record.status = status
         self._answer = Answer(
             self.client,
             self.request,
-            self.record,
+            record,
             self._version,
             started=self._started,
             hide_usage=self._asks_for_usage,
             headers=headers,
+            continuable=bool(self._version.continuers) and self._may_be_continued,
+            holds=status == BAD_REQUEST and bool(self._target.model.larger_context) and self._refused is None,
         )
 
+    def _refuses(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
+        """An engine's own error, before any content. Returns whether that was the end of its answer."""
+        wait_s = next((retry_after_s(value) for name, value in headers if name == b"retry-after"), None)
+        if self._fail(Failure("status", f"status_{status}", status, wait_s)):
+            return True
+        if status not in REFUSING and self._refused is None:
+            return False
+        self._leave_connection()
+        message = f"The engine of {self._where} refuses the router's credentials (status {status})."
+        self._note_error(ApiError(502, message, code="engine_unauthorized"))
+        self._give_up()
+        return True
+
+    @property
+    def _may_be_continued(self) -> bool:
+        return self.record.streamed and self.request.endpoint in openai_wire.GENERATING
+
     def on_body(self, data: bytes) -> None:
-        now = self._last_data = self._router.now()
-        if self._answer is not None:
-            self._answer.feed(data, now)
+        answer = self._answer
+        if answer is None:
+            return
+        answer.feed(data, self._router.now())
+        if answer.scanner is not None and answer.scanner.error_event:
+            self._engine_error(answer, answer.scanner.error_status)
+
+    def _engine_error(self, answer: Answer, status: int) -> None:
+        """The engine reported an error in the middle of its stream."""
+        if BAD_REQUEST <= status < 500:
+            answer.pass_error()  # the client's own doing: nobody else would answer otherwise
+        elif answer.committed:
+            self._leave_connection()
+            self._cut("engine_error", "The engine failed in the middle of its answer.")
+        elif self._fail(Failure("status", "engine_error", status)):
+            return
+        else:
+            answer.pass_error()
 
     def on_end(self) -> None:
         self._connection = None
         answer = self._answer
         if answer is None:
             return
+        if answer.holds and openai_wire.is_context_error(answer.body) and self._try_larger_context(answer):
+            return
+        answer.release()
         scanner = answer.scanner
         if not answer.end():
-            self._blame("stream_truncated")
-            self._truncate(answer, "stream_truncated", "The engine ended its answer before it was complete.")
+            if answer.committed:
+                self._cut("stream_truncated", "The engine ended its answer before it was complete.")
+            else:
+                self._fail_or_give_up(Failure("reset", "stream_truncated"))
         elif scanner is not None and scanner.error:
             self._finish("truncated" if scanner.started else "failed", error="engine_error")
         elif self.record.status < 500 or self.record.status == NOT_IMPLEMENTED:
@@ -263,12 +319,127 @@ class Exchange:
     def on_broken(self, error: str, *, stale: bool) -> None:
         self._connection = None
         if stale and self._backend is not None:
-            self._dispatch(self._backend, self._router.now(), fresh=True)
-        elif (answer := self._committed_answer) is not None:
-            self._blame(error)
-            self._truncate(answer, error, "The engine stopped in the middle of its answer.")
+            self.dispatch(self, self._request_bytes(self._backend), self._router.now(), fresh=True)
+        elif self._answer is not None and self._answer.committed:
+            self._cut(error, "The engine stopped in the middle of its answer.")
         else:
-            self._fail_attempt(error)
+            self._fail_or_give_up(Failure(_KINDS.get(error, "reset"), error))
+
+    # --- when an attempt fails ---
+
+    def _fail(self, failure: Failure) -> bool:
+        """The attempt failed before any content: arrange for the next one. Returns False where there is to be none."""
+        now, router, plan, backend = self._router.now(), self._router, self._plan, self._backend
+        if failure.is_engine_fault:
+            self._blame(failure.code)
+        elif backend is not None:
+            backend.breaker.overloaded(now, failure.retry_after_s)
+        model = self._target.model
+        again = decide(
+            failure,
+            tries=plan.tries,
+            elsewhere=plan.elsewhere(now),
+            retry=model.config.retry,
+            jitter=router.jitter(),
+        )
+        if again is None or (failure.costs and not model.budget.withdraw(now)):
+            return False
+        self._note_failure(failure)
+        self._leave_connection()
+        self._release()
+        self._answer = None
+        if again.wait_s:
+            self._waiting = router.later(again.wait_s, self._try_again, again.same)
+        else:
+            self._try_again(again.same)
+        return True
+
+    def _try_again(self, same: bool) -> None:
+        self._waiting = None
+        now = self._router.now()
+        if same and not self._plan.backend.closing:
+            self._plan.again()
+        elif not self._plan.next(now):
+            self._give_up()
+            return
+        self._attempt()
+
+    def _fail_or_give_up(self, failure: Failure) -> None:
+        if not self._fail(failure):
+            self._note_failure(failure)
+            self._leave_connection()
+            self._give_up()
+
+    def _note_failure(self, failure: Failure) -> None:
+        status = 504 if failure.kind == "silent" else 502
+        message = f"The engine of {self._where} gave no answer ({failure.code.replace('_', ' ')})."
+        self._note_error(ApiError(status, message, code=failure.code))
+
+    def _note_error(self, error: ApiError) -> None:
+        """Keep the first error: what a fallback says does not hide why it was needed."""
+        self._last_error = self._last_error or error
+
+    def _try_larger_context(self, answer: Answer) -> bool:
+        """The request is too long for the assigned version: ask those that take longer ones. Their failure does not
+        hide this answer."""
+        model, label = self._target.model, self.record.version
+        larger = [version for version in model.larger_context if version.label != label]
+        plan = Plan(larger, model.config.retry.attempts_max, self._router.choose)
+        if self._target.pinned is not None or not plan.next(self._router.now()):
+            return False
+        self._refused = (answer, label, self.record.replica)
+        self._plan = plan
+        self._attempt()
+        return True
+
+    # --- when a stream is cut ---
+
+    def _cut(self, code: str, message: str) -> None:
+        """A committed answer broke off: have another replica go on with it, or end it as a broken one."""
+        self._blame(code)
+        if not self._continue():
+            answer = self._answer
+            assert answer is not None
+            answer.truncate(code, message)
+            self._finish("truncated", error=code)
+
+    def _continue(self) -> bool:
+        """Have another replica go on. Returns whether one was asked."""
+        answer, record = self._answer, self.record
+        failed = record.replica
+        if answer is None or answer.partial is None or answer.scanner is None or answer.scanner.ended:
+            return False
+        retry = self._target.model.config.retry
+        if record.continuations >= retry.attempts_max:
+            return False
+        resumption = resume(self.request.body, self.request.endpoint, answer.partial)
+        now = self._router.now()
+        versions = self._version.continuers
+        left = [(version, one) for version in versions for one in version.backends if one.breaker.allows(now)]
+        left = [(version, one) for version, one in left if one.config.id != failed]
+        if resumption is None or not left:
+            return False
+        version = left[0][0]
+        candidates = [one for owner, one in left if owner is version]
+        backend = candidates[0] if len(candidates) == 1 else self._router.choose(version, candidates)
+        record.continuations += 1
+        record.attempts += 1
+        record.version = version.label
+        record.replica = backend.config.id
+        self._version = version
+        self._take(backend)
+        answer.goes_on(resumption)
+        self._resuming = Resuming(self, backend, version, resumption)
+        self._resuming.start(now)
+        return True
+
+    def now(self) -> float:
+        return self._router.now()
+
+    def not_continued(self, code: str) -> None:
+        """A replica that was to go on with the stream did not: try the next one."""
+        self._leave_connection()
+        self._cut(code, "The engine stopped in the middle of its answer, and no other could go on with it.")
 
     # --- the client's side ---
 
@@ -279,10 +450,7 @@ class Exchange:
         """
         if self.finished:
             return
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        self._leave_connection()
+        self._stop_trying()
         answer = self._answer
         if answer is not None:
             answer.note_stream()
@@ -299,45 +467,70 @@ class Exchange:
 
     def resume(self) -> None:
         self._paused = False
-        self._last_data = self._router.now()
+        self._resumed_at = self._router.now()
         if self._connection is not None:
             self._connection.resume()
 
+    # --- deadlines ---
+
     def check_deadlines(self, now: float) -> None:
         """End a wait that has lasted too long. Called several times a second."""
-        if self._connecting is not None or self.finished:
-            return
+        if self.finished or (self._backend is None and self._waiting is None):
+            return  # not admitted yet
         timeouts = self._target.model.config.timeouts
-        waited = now - self._last_data
-        limit = timeouts.first_byte_s if self._answer is None else timeouts.between_tokens_s
         if timeouts.total_s and now - self._started > timeouts.total_s:
             self._time_out("total_timeout")
-        elif limit and waited > limit and not self._paused:
-            self._time_out("first_byte_timeout" if self._answer is None else "between_tokens_timeout")
+        elif self._connecting is None and self._waiting is None and not self._paused:
+            overdue = self._overdue(now)
+            if overdue:
+                self._time_out(overdue)
+
+    def _overdue(self, now: float) -> str:
+        """Which wait for the engine has lasted too long; "" where none has."""
+        timeouts, answer = self._target.model.config.timeouts, self._answer
+        waited = now - max(self._dispatched, self._resumed_at)
+        if answer is None:
+            return "first_byte_timeout" if timeouts.first_byte_s and waited > timeouts.first_byte_s else ""
+        if not answer.progressed_at:
+            limit = timeouts.first_token_s if answer.scanner is not None else timeouts.first_byte_s
+            return "first_token_timeout" if limit and waited > limit else ""
+        waited = min(waited, now - answer.progressed_at)
+        if answer.scanner is not None and answer.scanner.finish_reason and waited > SILENT_END_S:
+            return "silent_end"
+        return "between_tokens_timeout" if timeouts.between_tokens_s and waited > timeouts.between_tokens_s else ""
+
+    def _time_out(self, code: str) -> None:
+        if code == "total_timeout":
+            self._stop_trying()
+        self._leave_connection()
+        answer = self._answer
+        if code == "silent_end" and answer is not None:
+            answer.finish()
+            self._complete()
+        elif answer is not None and answer.committed:
+            if code == "total_timeout":
+                self._blame(code)
+                answer.truncate(code, "The request took longer than its total timeout.")
+                self._finish("truncated", error=code)
+            else:
+                self._cut(code, "The engine took too long over its answer.")
+        elif code == "total_timeout":
+            self._blame(code)
+            self._last_error = ApiError(504, "The request took longer than its total timeout.", code=code)
+            self._give_up()
+        else:
+            self._fail_or_give_up(Failure("silent", code))
 
     def cut_off(self) -> None:
         """The router stops before the answer is complete."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        self._leave_connection()
-        if (answer := self._committed_answer) is not None:
-            self._truncate(answer, "router_stopping", "The router stopped before the answer was complete.")
+        self._stop_trying()
+        answer = self._answer
+        if answer is not None and answer.committed:
+            answer.truncate("router_stopping", "The router stopped before the answer was complete.")
+            self._finish("truncated", error="router_stopping")
         else:
             self._last_error = ApiError(503, "The router is stopping.", code="router_stopping", retry_after_s=1)
             self._give_up()
-
-    def _time_out(self, error: str) -> None:
-        self._leave_connection()
-        if (answer := self._committed_answer) is not None:
-            self._blame(error)
-            self._truncate(answer, error, "The engine took too long over its answer.")
-        elif error == "total_timeout":
-            self._blame(error)
-            self._last_error = ApiError(504, "The request took longer than its total timeout.", code=error)
-            self._give_up()
-        else:
-            self._fail_attempt(error)
 
     # --- endings ---
 
@@ -347,34 +540,30 @@ class Exchange:
         self.client.send_error(error, self.request, self._own_headers())
         self._finish("rejected", error=error.code)
 
-    def _fail_attempt(self, error: str) -> None:
-        """This replica did not answer: try the next one, or say so."""
-        self._blame(error)
-        status = 504 if error.endswith("timeout") else 502
-        message = f"The engine of {self.record.model}@{self.record.version} gave no answer ({error.replace('_', ' ')})."
-        self._last_error = ApiError(status, message, code=error)
-        self._release()
-        self._attempt()
-
     def _give_up(self) -> None:
-        error = self._last_error or ApiError(
-            503,
-            f"No engine of {self.request_name} is ready; `modelyard status` shows why.",
-            code="no_ready_engine",
-            retry_after_s=1,
-        )
+        """No attempt came to anything: say so."""
+        if self._refused is not None:
+            self._give_back_refusal(*self._refused)
+            return
+        error = self._last_error or self._nobody()
         self.record.status = error.status
         self.client.send_error(error, self.request, self._own_headers())
         self._finish("failed", error=error.code)
 
-    @property
-    def request_name(self) -> str:
-        return str(self._peek.model)
+    def _give_back_refusal(self, answer: Answer, label: str, replica: str) -> None:
+        """The answer of the version that the request was too long for stands."""
+        self.record.version, self.record.replica, self.record.status = label, replica, BAD_REQUEST
+        answer.release()
+        answer.end()
+        self._finish("completed")
 
-    def _truncate(self, answer: Answer, code: str, message: str) -> None:
-        """End a committed answer that cannot be completed."""
-        answer.truncate(code, message)
-        self._finish("truncated", error=code)
+    def _nobody(self) -> ApiError:
+        rests_s = self._plan.rests_s(self._router.now())
+        if rests_s:
+            message = f"The engines of {self._peek.model} have too much to do; try again in {rests_s:.0f} s."
+            return ApiError(OVERLOADED, message, code="engine_overloaded", retry_after_s=max(1, round(rests_s)))
+        message = f"No engine of {self._peek.model} is ready; `modelyard status` shows why."
+        return ApiError(503, message, code="no_ready_engine", retry_after_s=1)
 
     def _complete(self) -> None:
         """The client has had the engine's whole answer: the replica is well."""
@@ -404,9 +593,8 @@ class Exchange:
     # --- small steps ---
 
     @property
-    def _committed_answer(self) -> Answer | None:
-        """The answer, if the client has seen some of it: then no other replica may begin anew."""
-        return self._answer if self._answer is not None and self._answer.committed else None
+    def _where(self) -> str:
+        return f"{self.record.model}@{self.record.version}"
 
     def _blame(self, error: str) -> None:
         """The replica failed for its own reasons."""
@@ -425,6 +613,16 @@ class Exchange:
             self._backend.inflight -= 1
             self._backend.breaker.abandoned()
             self._backend = None
+
+    def _stop_trying(self) -> None:
+        """Leave whatever is being tried or waited for."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+        self._leave_connection()
 
     def _leave_connection(self) -> None:
         connection, self._connection = self._connection, None

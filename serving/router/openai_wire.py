@@ -152,3 +152,27 @@ def read_answer(body: bytes) -> Answer | None:
         return _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+class _ErrorBody(msgspec.Struct, gc=False):
+    error: dict[str, Any] | None = None
+
+
+_error: Final = msgspec.json.Decoder(_ErrorBody)
+_CONTEXT_CODES: Final = ("context_length_exceeded", "exceed_context_size_error")
+_CONTEXT_WORDS: Final = ("maximum context length", "available context size", "context window")
+
+
+def is_context_error(body: bytes) -> bool:
+    """Whether an answer with status 400 says that the request is too long for the model's context.
+
+    OpenAI's code, llama.cpp's type, and the sentences of engines that give neither (vLLM).
+    """
+    try:
+        error = _error.decode(body).error or {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    if error.get("code") in _CONTEXT_CODES or error.get("type") in _CONTEXT_CODES:
+        return True
+    message = str(error.get("message", "")).lower()
+    return any(words in message for words in _CONTEXT_WORDS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -20,9 +20,11 @@ from serving.router import openai_wire
 from serving.router.account import SegmentWriter
 from serving.router.exchange import Exchange
 from serving.router.http1 import Client, Request
+from serving.router.keys import check_model, may_use
 from serving.router.protocol import Applied, Failure, Stats, Up
-from serving.router.snapshot import Snapshot, Tally, Target
-from serving.router.table import Table
+from serving.router.retry import Budget
+from serving.router.snapshot import Snapshot, Tally, Target, VersionState
+from serving.router.table import Key, Table
 from serving.router.upstream import Backend
 
 JSON: Final = b"application/json"
@@ -50,8 +52,10 @@ class Router:
         self.now = now
         self.wall = wall
         self.draining = False
+        self.replaced = False
+        """While draining: another worker serves on, so no client need be turned away from its connection."""
         self.idle = asyncio.Event()
-        """Set while draining once nothing is in flight."""
+        """Set while draining once nothing is in flight and every client has gone."""
         self._loop = loop
         self._segments = segments
         self._rng = rng
@@ -62,9 +66,11 @@ class Router:
         self._backends: dict[str, Backend] = {}
         self._leaving: set[Backend] = set()
         self._tallies: dict[str, Tally] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._cut_off = 0
         self._ids = count(1)
         self._id_prefix = f"req-{rng.getrandbits(64):016x}-"
-        self.snapshot = Snapshot(Table(generation=0), {}, {})
+        self.snapshot = Snapshot(Table(generation=0), {}, {}, {}, 0.0)
 
     # --- the control plane's side ---
 
@@ -86,7 +92,7 @@ class Router:
         for gone in self._backends.values():
             self._leave(gone)
         self._backends = backends
-        self.snapshot = Snapshot(table, backends, self._tallies)
+        self.snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
         return Applied(table.generation)
 
     def stats(self, resident_bytes: int, loop_lag_s: float) -> Stats:
@@ -106,17 +112,24 @@ class Router:
             tokens={name: tally.events for name, tally in self._tallies.items()},
             records_lost=self._segments.records_lost,
             loop_lag_s=loop_lag_s,
+            cut_off=self._cut_off,
         )
 
-    def drain(self) -> None:
-        """Take no more requests; `idle` is set once those in flight have ended."""
+    def drain(self, *, replaced: bool = False) -> None:
+        """Take no more connections; `idle` is set once those that there are have ended.
+
+        Idle ones are closed at once, or, where another worker has replaced this one, a moment later: a request may be
+        under way on them, and a client that meets a closed connection has failed.
+        """
         self.draining = True
+        self.replaced = replaced
         for client in list(self._clients):
             client.close_if_idle()
         self._note_idle()
 
     def cut_off(self) -> None:
         """The drain's deadline has passed: end what is left, so that it is accounted for."""
+        self._cut_off = len(self._exchanges)
         for exchange in list(self._exchanges):
             exchange.cut_off()
 
@@ -144,10 +157,17 @@ class Router:
 
     def release(self, client: Client) -> None:
         self._clients.discard(client)
+        if self.draining:
+            self._note_idle()
 
     def route(self, client: Client, request: Request) -> Exchange | None:
         """An exchange for a request that an engine must answer; None where it has been answered here."""
         path = request.target.partition(b"?")[0].decode("latin-1")
+        keyring = self.snapshot.keyring
+        if keyring is not None and (refusal := keyring.renew(request, self.wall())) is not None:
+            self.account_refusal(refusal, request, len(request.body))
+            client.send_error(refusal, request)
+            return None
         if path in openai_wire.ENDPOINTS and request.method == b"POST":
             request.endpoint = path
             exchange = Exchange(self, client, request)
@@ -171,12 +191,12 @@ class Router:
         elif path == "/health/ready":
             client.send(*self._readiness(), request, content_type=JSON)
         elif path == "/v1/models":
-            client.send(200, self.snapshot.models_body, request, content_type=JSON)
+            client.send(200, self.snapshot.models_for(request.key), request, content_type=JSON)
         elif path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/")
-            card = self.snapshot.cards.get(name)
+            card = self.snapshot.cards.get(name) if may_use(request.key, name.partition("@")[0]) else None
             if card is None:
-                client.send_error(self._unknown(name), request)
+                client.send_error(self._unknown(name, request.key), request)
             else:
                 client.send(200, card, request, content_type=JSON)
         else:
@@ -196,15 +216,17 @@ class Router:
 
     # --- an exchange's side ---
 
-    def resolve(self, name: str) -> Target:
-        """What `name` stands for. Raises ApiError (404)."""
+    def resolve(self, name: str, key: Key | None) -> Target:
+        """What `name` stands for. Raises ApiError: 404, or 403 where the key may not use it."""
         target = self.snapshot.targets.get(name)
         if target is None:
-            raise self._unknown(name)
+            raise self._unknown(name, key)
+        if key is not None:
+            check_model(key, target.model.config.name)
         return target
 
-    def _unknown(self, name: str) -> ApiError:
-        known = ", ".join(list(self.snapshot.targets)[:20]) or "none yet"
+    def _unknown(self, name: str, key: Key | None) -> ApiError:
+        known = ", ".join(self.snapshot.names_for(key)[:20]) or "none yet"
         return ApiError(
             404,
             f"The model {name[:200]!r} does not exist here; known: {known}.",
@@ -215,8 +237,11 @@ class Router:
     def random_bucket(self) -> int:
         return self._rng.randrange(BUCKETS)
 
-    def load(self, backend: Backend) -> tuple[int, float]:
-        """How busy a replica is; ties are broken at random."""
+    def choose(self, version: VersionState, left: Sequence[Backend]) -> Backend:
+        """The least busy of several replicas; ties are broken at random."""
+        return min(left, key=self._load)
+
+    def _load(self, backend: Backend) -> tuple[int, float]:
         return backend.inflight, self._rng.random()
 
     def jitter(self) -> float:
@@ -232,6 +257,10 @@ class Router:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def later(self, delay_s: float, callback: Callable[..., None], *args: object) -> asyncio.TimerHandle:
+        """Call back after a time; the handle cancels it."""
+        return self._loop.call_later(delay_s, callback, *args)
 
     def soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)
@@ -263,6 +292,7 @@ class Router:
                 error=error.code,
                 generation=self.snapshot.generation,
                 request_bytes=body_bytes,
+                key_id=request.key.id if request.key is not None else "",
                 worker=self.worker,
             )
         )
@@ -275,5 +305,5 @@ class Router:
         self._leaving.add(backend)
 
     def _note_idle(self) -> None:
-        if not self._exchanges:
+        if not self._exchanges and not self._clients:
             self.idle.set()

@@ -6,12 +6,14 @@ Snapshot, and exchanges that began under an old one keep it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from serving.router.table import Model, Table, Version
+from serving.router.keys import Keyring, may_use
+from serving.router.retry import Budget
+from serving.router.table import Key, Model, Table, Version
 from serving.router.upstream import Backend
 
 HEADER: Final = b"header"
@@ -29,13 +31,15 @@ class Tally:
 class VersionState:
     """One version that can be asked: its ready replicas and its part of the answer's head."""
 
-    __slots__ = ("backends", "config", "head", "label", "tally")
+    __slots__ = ("backends", "config", "continuers", "head", "label", "tally")
 
     def __init__(self, model: str, config: Version, generation: int, backends: Sequence[Backend], tally: Tally) -> None:
         self.label = config.label
         self.config = config
         self.backends = tuple(backends)
         self.tally = tally
+        self.continuers: tuple[VersionState, ...] = ()
+        """Versions whose engines can go on with this one's cut streams: itself first, then equivalent ones."""
         reference = f"{model}@{config.label}".encode("latin-1")
         self.head = b"x-modelyard-version: %b\r\nx-modelyard-generation: %d\r\n" % (reference, generation)
 
@@ -43,13 +47,18 @@ class VersionState:
 class ModelState:
     """One model: its versions and the route in force."""
 
-    __slots__ = ("config", "fallback", "salt", "sticky", "versions")
+    __slots__ = ("budget", "config", "fallback", "larger_context", "salt", "sticky", "versions")
 
-    def __init__(self, config: Model, versions: Mapping[str, VersionState]) -> None:
+    def __init__(self, config: Model, versions: Mapping[str, VersionState], budget: Budget) -> None:
         self.config = config
         self.versions = versions
+        self.budget = budget
+        """What failures may add to the load; kept across generations."""
+        for label, version in versions.items():
+            version.continuers = _continuers(label, config, versions)
         self.salt = config.salt.encode("ascii")
         self.fallback = tuple(versions[label] for label in config.fallback if label in versions)
+        self.larger_context = tuple(versions[label] for label in config.larger_context if label in versions)
         self.sticky = tuple(
             (kind.encode("ascii"), name.lower().encode("latin-1"))
             for kind, _, name in (source.partition(":") for source in config.sticky)
@@ -63,6 +72,14 @@ class ModelState:
         return bool(routed) and all(
             spare or (label in self.versions and self.versions[label].backends) for label in routed
         )
+
+
+def _continuers(label: str, config: Model, versions: Mapping[str, VersionState]) -> tuple[VersionState, ...]:
+    """Who can go on with a stream of the version `label` that loses its replica: somebody else than that replica."""
+    groups = [group for group in config.equivalent if label in group]
+    labels = dict.fromkeys([label, *(other for group in groups for other in group)])
+    able = [versions[one] for one in labels if one in versions and versions[one].config.prefill]
+    return tuple(able) if sum(len(one.backends) for one in able) > (1 if versions[label] in able else 0) else ()
 
 
 class Target:
@@ -82,20 +99,35 @@ class _Card(msgspec.Struct):
     owned_by: str
 
 
+def _list_of(cards: Iterable[bytes]) -> bytes:
+    return b'{"object":"list","data":[' + b",".join(cards) + b"]}"
+
+
 class Snapshot:
     """One generation: every name that clients may use, and what it stands for."""
 
-    __slots__ = ("cards", "generation", "limits", "models", "models_body", "targets")
+    __slots__ = ("cards", "generation", "keyring", "limits", "models", "models_body", "targets")
 
-    def __init__(self, table: Table, backends: Mapping[str, Backend], tallies: dict[str, Tally]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        backends: Mapping[str, Backend],
+        tallies: dict[str, Tally],
+        budgets: dict[str, Budget],
+        now: float,
+    ) -> None:
         self.generation = table.generation
         self.limits = table.limits
+        self.keyring = Keyring(table.keys) if table.keys or table.keys_required else None
+        """None where no key is needed."""
         self.models: dict[str, ModelState] = {}
         self.targets: dict[str, Target] = {}
         self.cards: dict[str, bytes] = {}
         cards: list[_Card] = []
         for name, config in table.models.items():
-            model = self._model(config, backends, tallies)
+            budget = budgets.setdefault(name, Budget(config.retry.budget, now))
+            budget.share = config.retry.budget
+            model = self._model(config, backends, tallies, budget)
             self.models[name] = model
             self.targets[name] = Target(model)
             for label, version in model.versions.items():
@@ -109,9 +141,11 @@ class Snapshot:
                 if target.partition("@")[0] == name
             ]
         self.cards = {card.id: msgspec.json.encode(card) for card in cards}
-        self.models_body = b'{"object":"list","data":[' + b",".join(self.cards.values()) + b"]}"
+        self.models_body = _list_of(self.cards.values())
 
-    def _model(self, config: Model, backends: Mapping[str, Backend], tallies: dict[str, Tally]) -> ModelState:
+    def _model(
+        self, config: Model, backends: Mapping[str, Backend], tallies: dict[str, Tally], budget: Budget
+    ) -> ModelState:
         versions = {
             label: VersionState(
                 config.name,
@@ -122,7 +156,17 @@ class Snapshot:
             )
             for label, version in config.versions.items()
         }
-        return ModelState(config, versions)
+        return ModelState(config, versions, budget)
+
+    def names_for(self, key: Key | None) -> list[str]:
+        """Names in `model` that stand for something its key may use."""
+        return [name for name in self.targets if may_use(key, name.partition("@")[0])]
+
+    def models_for(self, key: Key | None) -> bytes:
+        """The answer to `/v1/models`: what the key may use."""
+        if key is None or not key.models:
+            return self.models_body
+        return _list_of(self.cards[name] for name in self.names_for(key))
 
     def not_answering(self) -> list[str]:
         """Models for which some request would find no ready replica."""

@@ -58,7 +58,19 @@ _END_TYPES: Final = ("response.completed", "response.incomplete", "message_stop"
 class Scanner:
     """Facts of one stream, as far as it has been fed."""
 
-    __slots__ = ("_crlf", "_tail", "content_events", "done", "error", "finish_reason", "hide_usage", "started", "usage")
+    __slots__ = (
+        "_crlf",
+        "_tail",
+        "content_events",
+        "done",
+        "error",
+        "error_event",
+        "error_status",
+        "finish_reason",
+        "hide_usage",
+        "started",
+        "usage",
+    )
 
     def __init__(self, *, hide_usage: bool) -> None:
         self.hide_usage = hide_usage
@@ -72,6 +84,10 @@ class Scanner:
         """The stream said that it is complete."""
         self.error = False
         """The engine reported an error in band."""
+        self.error_event = b""
+        """That event, kept back: whether the client gets to see it is not decided here."""
+        self.error_status = 0
+        """Its code where it is an HTTP status."""
         self._tail = b""
         self._crlf = False
 
@@ -92,7 +108,8 @@ class Scanner:
         if (
             self.started
             and not self._crlf
-            and b'"usage":' not in data
+            and b'"usage":{' not in data
+            and b'"usage": {' not in data
             and b'"finish_reason":"' not in data
             and b'"finish_reason": "' not in data
             and b"[DONE]" not in data
@@ -105,9 +122,16 @@ class Scanner:
         return self._inspect(data)
 
     def rest(self) -> bytes:
-        """What came after the last whole event, when the stream has ended."""
+        """What came after the last whole event at the stream's end: some engines leave out the last blank line."""
         tail, self._tail = self._tail, b""
-        return tail
+        return b"" if not tail or self._note(tail) else tail
+
+    def restart(self) -> None:
+        """The stream goes on from another replica: half an event of the first one is no part of it."""
+        self._tail = b""
+        self._crlf = False
+        self.error = False
+        self.error_event = b""
 
     def _whole_events(self, data: bytes) -> bytes:
         if self._crlf or b"\r\n" in data:
@@ -129,7 +153,7 @@ class Scanner:
         for event in data.split(separator):
             if not event:
                 continue
-            if self._note(event) and self.hide_usage:
+            if self._note(event):
                 dropped = True
             else:
                 kept.append(event)
@@ -138,7 +162,7 @@ class Scanner:
         return separator.join([*kept, b""]) if kept else b""
 
     def _note(self, event: bytes) -> bool:
-        """Note what one event says; whether it carries usage and nothing else."""
+        """Note what one event says; whether it is kept back."""
         start = event.find(b"data:")
         if start < 0:
             return False
@@ -150,13 +174,23 @@ class Scanner:
             seen = _decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # not ours to judge: it goes on as it came
-        return self._note_typed(seen) if seen.type else self._note_chunk(seen)
+        if seen.type:
+            self._note_typed(seen)
+            return False
+        if seen.error is not None:
+            self._note_error(event, seen.error)
+            return True
+        return self._note_chunk(seen)
+
+    def _note_error(self, event: bytes, error: object) -> None:
+        code = error.get("code") if isinstance(error, dict) else None
+        self.error = True
+        self.error_event = event + b"\n\n"
+        self.error_status = code if isinstance(code, int) else 0
 
     def _note_chunk(self, seen: _Event) -> bool:
         if seen.usage is not None:
             self.usage = seen.usage
-        if seen.error is not None:
-            self.error = True
         for choice in seen.choices or ():
             delta = choice.delta
             if choice.text or (
@@ -174,9 +208,9 @@ class Scanner:
                 self.content_events += 1
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
-        return seen.usage is not None and not seen.choices
+        return self.hide_usage and seen.usage is not None and not seen.choices
 
-    def _note_typed(self, seen: _Event) -> bool:
+    def _note_typed(self, seen: _Event) -> None:
         """Events of the responses and messages APIs, which name their type. None of them is ever kept back."""
         if seen.type.startswith(_CONTENT_TYPES) and seen.delta is not None:
             self.started = True
@@ -191,7 +225,6 @@ class Scanner:
             self.finish_reason = self.finish_reason or "stop"
         if seen.type in ("error", "response.failed"):
             self.error = True
-        return False
 
 
 def _merged(before: Usage | None, after: Usage) -> Usage:

@@ -12,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from router_harness import RouterProcess, model, version
 
-from serving.router.breaker import FAILURES_TO_OPEN, JITTER, OPEN_FIRST_S, OPEN_MAX_S, Breaker
-from serving.router.table import Timeouts
+from serving.router.breaker import (
+    FAILURES_TO_OPEN,
+    JITTER,
+    OPEN_FIRST_S,
+    OPEN_MAX_S,
+    OVERLOADS_TO_REST,
+    REST_MAX_S,
+    WINDOW,
+    Breaker,
+)
+from serving.router.table import Retry, Timeouts
 
 Start = Callable[..., FakeEngine]
 
@@ -38,14 +47,46 @@ def test_it_opens_after_failures_in_a_row_and_probes_once() -> None:
     assert not breaker.is_open
 
 
-def test_a_success_between_failures_keeps_it_closed() -> None:
+def test_one_failure_in_three_keeps_it_closed() -> None:
     breaker = Breaker()
     for _ in range(10 * FAILURES_TO_OPEN):
         breaker.begin()
         breaker.failed(0.0, 0.0)
+        for _ in range(2):
+            breaker.begin()
+            breaker.succeeded()
+    assert breaker.allows(0.0)
+
+
+def test_one_that_fails_every_other_time_opens_although_it_never_fails_thrice_in_a_row() -> None:
+    breaker = Breaker()
+    for _ in range(WINDOW):
+        breaker.begin()
+        breaker.failed(0.0, 0.0)
+        if breaker.is_open:
+            return
         breaker.begin()
         breaker.succeeded()
-    assert breaker.allows(0.0)
+    pytest.fail("it flaps on")
+
+
+def test_what_a_replica_asks_for_is_given_and_no_more_than_a_minute() -> None:
+    breaker = Breaker()
+    breaker.overloaded(10.0, 2.0)
+    assert not breaker.allows(11.9)
+    assert breaker.allows(12.0)
+    assert not breaker.is_open
+    breaker.overloaded(20.0, 1e6)
+    assert breaker.rests_s(20.0) == REST_MAX_S
+
+
+def test_overload_without_a_word_is_believed_the_third_time() -> None:
+    breaker = Breaker()
+    for _ in range(OVERLOADS_TO_REST - 1):
+        breaker.overloaded(0.0, None)
+        assert breaker.allows(0.0)
+    breaker.overloaded(0.0, None)
+    assert not breaker.allows(0.0)
 
 
 def test_every_failed_probe_doubles_the_wait_up_to_a_bound() -> None:
@@ -104,7 +145,7 @@ def test_a_silent_replica_is_asked_no_more_until_it_is_back(router: RouterProces
 
 def test_the_last_replica_is_never_left_out(router: RouterProcess, fake_engine: Start) -> None:
     engine = fake_engine("--status", "500", "--status-times", "5")
-    router.serve(engine.port)
+    router.publish(model([version("v1", [engine.port])], {"v1": 10_000}, retry=Retry(attempts_max=1)))
     assert [router.chat().status_code for _ in range(7)] == [500] * 5 + [200] * 2
 
 
