@@ -20,6 +20,8 @@ from serving.router.table import Replica
 IDLE_S: Final = 20.0
 """How long an idle connection is kept, unless the engine says less."""
 IDLE_CONNECTIONS_MAX: Final = 256
+SILENT_BYTES_MAX: Final = 64 * 1024
+"""What an engine may send on end without any body: heads (of 1xx too), extensions of chunks, trailers."""
 
 
 class Receiver(Protocol):
@@ -133,11 +135,13 @@ class Connection(asyncio.Protocol):
         "_fresh",
         "_head",
         "_idle_s",
+        "_large",
         "_now",
         "_parser",
         "_paused",
         "_receiver",
         "_reusable",
+        "_silent_bytes",
         "_transport",
         "idle_until",
     )
@@ -148,6 +152,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._paused = False
+        self._complete = False
         self._idle_s = IDLE_S
         self.idle_until = 0.0
 
@@ -165,6 +170,8 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._complete = False
         self._answer_ends_with_connection = False
+        self._silent_bytes = 0
+        self._large = len(data) > 1
         if len(data) == 1:
             self._transport.write(data[0])
         else:
@@ -203,14 +210,22 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._break("malformed_answer")
-            return
+            if not self._complete:
+                self._break("malformed_answer")
+                return
+            self._reusable = False
         receiver = self._receiver
         if receiver is None:
             return
         if self._chunks:
             chunks, self._chunks = self._chunks, []
+            self._silent_bytes = 0
             receiver.on_body(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        elif not self._complete:
+            self._silent_bytes += len(data)
+            if self._silent_bytes > SILENT_BYTES_MAX:
+                self._break("malformed_answer")
+                return
         if self._complete and self._receiver is receiver:
             self._finish(receiver, reusable=self._reusable)
 
@@ -225,17 +240,25 @@ class Connection(asyncio.Protocol):
         if receiver is not None:
             receiver.on_broken("engine_reset", stale=not self._fresh)
 
-    # --- httptools callbacks ---
+    # --- httptools callbacks. Bytes after a whole answer are nobody's: their connection is not used again. ---
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            return
         status = self._parser.get_status_code()
-        if status < 200:  # 100 Continue and its like: the real head follows
+        if 100 <= status < 200:  # 100 Continue and its like: the real head follows
             self._head = []
             return
         names = {name for name, _ in self._head}
+        if not 200 <= status < 600:
+            raise ValueError(f"there is no status {status}")  # the parser makes a HttpParserError of it
         self._answer_ends_with_connection = not names & {b"content-length", b"transfer-encoding"} and status not in (
             204,
             304,
@@ -244,21 +267,27 @@ class Connection(asyncio.Protocol):
             if name == b"keep-alive" and value.startswith(b"timeout="):
                 seconds = value[8:].split(b",")[0]
                 self._idle_s = max(0.0, min(IDLE_S, int(seconds) - 1.0)) if seconds.isdigit() else IDLE_S
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                raise ValueError("a transfer coding that was not asked for")
         if self._receiver is not None:
             self._receiver.on_head(status, self._head)
 
     def on_body(self, data: bytes) -> None:
-        self._chunks.append(data)
+        if not self._complete:
+            self._chunks.append(data)
 
     def on_message_complete(self) -> None:
-        self._complete = self._parser.get_status_code() >= 200
-        self._reusable = self._parser.should_keep_alive()  # true only until the parser is fed again
+        if not self._complete:
+            self._complete = self._parser.get_status_code() >= 200
+            self._reusable = self._parser.should_keep_alive()  # true only until the parser is fed again
 
     # --- inner ---
 
     def _finish(self, receiver: Receiver, *, reusable: bool) -> None:
         """The answer is whole: give the connection back first, so that it is free for what `on_end` leads to."""
         self._receiver = None
+        if self._large and self._transport.get_write_buffer_size():
+            reusable = False  # it has answered without reading the request to its end: what would it take the rest for?
         if reusable and not self._transport.is_closing():
             self.idle_until = self._now() + self._idle_s
             self.resume()  # its client may be slow over the last bytes: that must not hold up the next one's
