@@ -120,7 +120,7 @@ def _holder(state: StateDir) -> int:
 
 
 def _stop_workers(state: StateDir, timeout_s: float, stopped: list[str]) -> None:
-    from serving.control.workers import WorkerRecord  # noqa: PLC0415 - not for --help
+    from serving.control.worker_process import WorkerRecord  # noqa: PLC0415 - not for --help
 
     found: list[psutil.Process] = []
     for path in sorted(state.workers.glob("*/worker.json")):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from serving.control.workers import port_error
+from serving.control.worker_process import port_error
 
 GRACE_S = 2
 START_TIMEOUT_S = 10.0

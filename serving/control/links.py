@@ -93,8 +93,8 @@ class WorkerLink:
         self._table = table
         self._send(Publish(table))
 
-    def drain(self, deadline_s: float) -> None:
-        self._send(Drain(deadline_s))
+    def drain(self, deadline_s: float, *, replaced: bool = False) -> None:
+        self._send(Drain(deadline_s, replaced))
 
     async def wait_hello(self, timeout_s: float) -> Hello | None:
         """The worker's Hello; None where it did not come in time."""

@@ -5,75 +5,59 @@ Owns: the processes and `workers/` in the state directory. Never: what a table s
 A worker outlives the control plane. `workers/<id>/worker.json` says which process it is (pid and start, so that a
 reused pid is not mistaken for it) and how it was started; a new control plane adopts it where that is what it would
 start now and where its socket answers with Hello. What cannot be adopted is stopped.
+
+A worker is replaced without a request noticing: its successor takes its listening socket (`router.listeners`), serves
+the present table, and only then the old one drains. Two names take turns in a place, `w0` and `w0b`, so that sockets,
+folders and segments do not clash.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from registry.terminal import NotThereError
 from serving.control.links import WorkerLink
-from serving.processes import recognised, since_boot_s
+from serving.control.worker_process import (
+    PortInUseError,
+    Worker,
+    WorkerStartError,
+    check_port_free,
+    environment,
+    last_line,
+    read_record,
+    slot_of,
+    socket_path,
+    successor_of,
+)
+from serving.router.listeners import handover_path
 from serving.router.protocol import Failure, Hello, Stats
 from serving.router.table import Table
 
 log = logging.getLogger("modelyard.workers")
 
-SOCKET_PATH_BYTES_MAX = 100
-"""Linux allows 107 bytes in a Unix socket's address."""
 HELLO_TIMEOUT_S = 15.0
 ADOPT_TIMEOUT_S = 3.0
 RESPAWN_FIRST_S = 0.1
 RESPAWN_MAX_S = 5.0
 STABLE_S = 30.0
+APPLY_TIMEOUT_S = 10.0
+LEAVE_S = 300.0
+"""What a worker that was being replaced when the control plane died may take over what it has."""
 POLL_S = 0.2
 CUT_OFF_S = 1.0
 LOG_BYTES_MAX = 4 * 1024 * 1024
 PORT_IN_USE_EXIT = 4
-
-
-class PortInUseError(NotThereError):
-    """Somebody else listens on a port that the yard was told to use."""
-
-
-class WorkerStartError(NotThereError):
-    """A worker did not come up."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
-    """`worker.json`: which process a worker is and how it was started."""
-
-    id: str
-    pid: int
-    born_s: float
-    """From the machine's boot to its start."""
-    started_at: float
-    """Unix seconds."""
-    host: str
-    port: int
-    socket: str
-
-    def process(self) -> psutil.Process | None:
-        """The process, if it is this one and alive."""
-        return recognised(self.pid, self.born_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,95 +86,30 @@ class Published:
     """Workers that did not confirm it in time; it reaches them when they can be reached."""
 
 
-class Worker:
-    """One worker's process and its link, over as many lives as it takes."""
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """How one worker was replaced."""
 
-    def __init__(self, worker_id: str, folder: Path, link: WorkerLink, socket_path: Path) -> None:
-        self.id = worker_id
-        self.folder = folder
-        self.link = link
-        self.socket = socket_path
-        self.record: WorkerRecord | None = None
-        self.child: subprocess.Popen[bytes] | None = None
-        """Set where the process is ours to reap."""
-        self.state = "starting"
-        self.restarts = 0
-        self.stopping = False
-        self.watch: asyncio.Task[None] | None = None
-
-    def alive(self) -> bool:
-        if self.child is not None:
-            return self.child.poll() is None
-        return self.record is not None and self.record.process() is not None
-
-    def signal(self, number: signal.Signals) -> None:
-        """Signal the process, never another one that took its pid."""
-        if self.child is not None:
-            if self.child.poll() is None:
-                self.child.send_signal(number)
-        elif self.record is not None and (process := self.record.process()) is not None:
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                return
-
-    def remember(self, port: int) -> None:
-        """Write `worker.json` in one step."""
-        assert self.child is not None
-        try:
-            process = psutil.Process(self.child.pid)
-            born_s, started_at = since_boot_s(process), process.create_time()
-        except psutil.Error:
-            return
-        where = (self.record_host, port, str(self.socket))
-        record = WorkerRecord(self.id, self.child.pid, born_s, started_at, *where)
-        temporary = self.folder / "worker.json.tmp"
-        temporary.write_text(json.dumps(asdict(record)))
-        temporary.replace(self.folder / "worker.json")
-        self.record = record
-
-    record_host = ""
+    worker: str
+    """The new one."""
+    replaced: str
+    ready_s: float
+    """Until the new one served."""
+    drained_s: float
+    """Until the old one had answered what it had, or was cut off."""
+    cut_off: int
+    """Requests that the drain's deadline ended."""
 
 
-def read_record(folder: Path) -> WorkerRecord | None:
-    """The record in a worker's folder; None where there is none that can be read."""
-    try:
-        return WorkerRecord(**json.loads((folder / "worker.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+@dataclass(slots=True)
+class Progress:
+    """How far a rolling replacement is."""
 
-
-def socket_path(folder: Path) -> Path:
-    """The worker's socket: in its folder, or, where that path is too long for one, in a private temporary folder."""
-    path = folder / "control.sock"
-    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
-        return path
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    private = Path(tempfile.gettempdir()) / f"modelyard-{os.getuid()}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    if private.stat().st_uid != os.getuid() or private.is_symlink():
-        raise WorkerStartError(f"{private} belongs to somebody else: use a shorter --state-dir")
-    return private / f"{name}.sock"
-
-
-def check_port_free(host: str, port: int, what: str) -> None:
-    """Raise PortInUseError where somebody listens on the port; without that, two could share it by SO_REUSEPORT."""
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise port_error(host, port, what, error) from None
-
-
-def port_error(host: str, port: int, what: str, error: OSError) -> NotThereError:
-    """One sentence for a port that cannot be had."""
-    if error.errno == 98:  # EADDRINUSE
-        return PortInUseError(f"port {port} on {host} is in use: stop what listens there, or choose another {what}")
-    return NotThereError(f"port {port} on {host} cannot be used ({error.strerror}): choose another {what}")
+    total: int
+    done: list[Replacement] = field(default_factory=list)
+    step: str = ""
+    """What goes on now, for people."""
+    running: bool = True
 
 
 class Workers:
@@ -213,6 +132,10 @@ class Workers:
         self._workers: dict[str, Worker] = {}
         self._table: Table | None = None
         self._is_over = False
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._change = asyncio.Lock()
+        self.progress: Progress | None = None
+        """Of the last rolling replacement, or of the one that goes on."""
         self.host = ""
         self.port = 0
         self.generation_seen = 0
@@ -229,28 +152,73 @@ class Workers:
         Raises PortInUseError or WorkerStartError, in which case none that was started now is left.
         """
         self.host, self.port = host, port
-        wanted = [f"w{index}" for index in range(count)]
-        adopted = [name for name in wanted if await self._adopt(name)]
+        adopted = [slot for slot in range(count) if await self._adopt(slot)]
         await self._dismiss_strangers()
         if not adopted:
             check_port_free(host, port, "--port")
         try:
-            for name in wanted:
-                if name not in adopted:
-                    await self._add(name)
+            for slot in range(count):
+                if slot not in adopted:
+                    await self._add(f"w{slot}")
         except BaseException:
             await self.stop(0.0)
             raise
         return len(adopted)
 
-    async def resize(self, count: int) -> None:
-        """Have `count` workers from now on. Raises WorkerStartError, also where a stop comes first."""
-        for worker in [worker for name, worker in self._workers.items() if int(name[1:]) >= count]:
-            await self._stop_one(worker, 30.0)
-            self._workers.pop(worker.id, None)  # only now: while it drains its segment may grow
-        for index in range(count):
-            if f"w{index}" not in self._workers:
-                await self._add(f"w{index}")
+    async def resize(self, count: int, drain_s: float = 30.0) -> None:
+        """Have `count` workers from now on; those above that drain, for at most `drain_s`.
+
+        Raises WorkerStartError, also where a stop comes first.
+        """
+        async with self._change:
+            for worker in [worker for worker in self._staying() if slot_of(worker.id) >= count]:
+                await self._stop_one(worker, drain_s, replaced=count > 0)
+                self._workers.pop(worker.id, None)  # only now: while it drains its segment may grow
+            present = {slot_of(worker.id) for worker in self._staying()}
+            for slot in range(count):
+                if slot not in present:
+                    await self._add(f"w{slot}")
+
+    async def replace(self, drain_s: float) -> Progress:
+        """Replace every worker, one after another, without a request noticing.
+
+        A new one is started beside the old; once it serves the present table the old one drains, for at most `drain_s`.
+        Raises WorkerStartError where a new one does not come up: the old one then goes on, and so do those after it.
+        """
+        async with self._change:
+            old = sorted(self._staying(), key=lambda worker: slot_of(worker.id))
+            self.progress = progress = Progress(len(old))
+            try:
+                for worker in old:
+                    progress.done.append(await self._replace(worker, drain_s, progress))
+            finally:
+                progress.running = False
+                progress.step = ""
+            return progress
+
+    async def _replace(self, old: Worker, drain_s: float, progress: Progress) -> Replacement:
+        name = successor_of(old.id)
+        began = time.monotonic()
+        progress.step = f"starting {name} beside {old.id}"
+        await self._add(name, taking=old)
+        new = self._workers[name]
+        generation = self._table.generation if self._table is not None else 0
+        if not await new.link.wait_applied(generation, APPLY_TIMEOUT_S):
+            await self._stop_one(new, 0.0)
+            self._workers.pop(name, None)
+            raise WorkerStartError(
+                f"router worker {name} did not take the present table within {APPLY_TIMEOUT_S:.0f} s: {old.id} goes on"
+            )
+        ready = time.monotonic()
+        progress.step = f"{name} serves; {old.id} finishes what it has"
+        log.info("worker %s takes the place of %s", name, old.id)
+        cut_off = await self._stop_one(old, drain_s, replaced=True)
+        self._workers.pop(old.id, None)
+        return Replacement(name, old.id, ready - began, time.monotonic() - ready, cut_off)
+
+    def _staying(self) -> list[Worker]:
+        """Workers that nobody is stopping."""
+        return [worker for worker in self._workers.values() if not worker.stopping]
 
     async def publish(self, table: Table, timeout_s: float = 2.0) -> Published:
         """Send the table to every worker and wait, within bounds, until they serve by it."""
@@ -287,6 +255,7 @@ class Workers:
         """Drain all workers, at most for `deadline_s`; then none is left, and none is started any more."""
         self._is_over = True
         await asyncio.gather(*(self._stop_one(worker, deadline_s) for worker in self._workers.values()))
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         self._workers.clear()
 
     async def kill(self) -> None:
@@ -303,17 +272,24 @@ class Workers:
             await self._unwatch(worker)
         return [worker.child for worker in self._workers.values() if worker.child is not None]
 
-    async def _add(self, name: str) -> None:
-        """Start one more worker. Raises PortInUseError or WorkerStartError, and then it is not there."""
+    async def _add(self, name: str, *, taking: Worker | None = None) -> None:
+        """Start one more worker; `taking` is the one whose place it takes.
+
+        Raises PortInUseError or WorkerStartError, and then it is not there.
+        """
         if self._is_over:
             raise WorkerStartError(f"worker {name} is not started: the workers are being stopped, so start them anew")
         worker = self._make(name)
         try:
-            await self._spawn_first(worker)
+            await self._spawn_first(worker, taking)
         except BaseException:
             await self._stop_one(worker, 0.0)
             self._workers.pop(name, None)
             raise
+        if self._is_over:  # a stop has overtaken this start
+            await self._stop_one(worker, 0.0)
+            self._workers.pop(name, None)
+            raise WorkerStartError(f"worker {name} is not started: the workers are being stopped, so start them anew")
         self._keep(worker)
 
     def _keep(self, worker: Worker) -> None:
@@ -338,8 +314,34 @@ class Workers:
         if worker is not None and worker.child is not None and worker.child.pid == hello.pid:
             self._ready(worker, hello)
 
-    async def _adopt(self, name: str) -> bool:
-        """Take over a running worker where it listens where it should and answers."""
+    async def _adopt(self, slot: int) -> bool:
+        """Take over the running worker of a place, where it listens where it should and answers.
+
+        There are two where the control plane died while one was being replaced: the later one that can serve is kept,
+        and the other finishes what it has.
+        """
+        found = [name for name in (f"w{slot}", f"w{slot}b") if await self._adopt_one(name)]
+        if len(found) == 2:
+            found.sort(key=lambda name: self._standing(self._workers[name]))
+            self._leave(self._workers[found[0]])
+        return bool(found)
+
+    def _standing(self, worker: Worker) -> tuple[bool, float]:
+        hello, record = worker.link.hello, worker.record
+        return hello is not None and hello.generation > 0, record.started_at if record is not None else 0.0
+
+    def _leave(self, worker: Worker) -> None:
+        """Have a worker finish what it has, while everything else goes on."""
+
+        async def finish() -> None:
+            await self._stop_one(worker, LEAVE_S, replaced=True)
+            self._workers.pop(worker.id, None)
+
+        task = asyncio.create_task(finish(), name=f"leave {worker.id}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _adopt_one(self, name: str) -> bool:
         record = read_record(self._root / name)
         if record is None or record.process() is None or record.host != self.host or self.port not in (0, record.port):
             return False
@@ -381,14 +383,17 @@ class Workers:
                     found[process.pid] = process
         return [process for pid, process in found.items() if pid not in kept]
 
-    def _spawn(self, worker: Worker) -> None:
+    def _spawn(self, worker: Worker, taking: Worker | None = None) -> None:
         worker.socket.unlink(missing_ok=True)
         worker.link.hello = None
         worker.link.hurry()
         path = worker.folder / "log"
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(worker.folder / "log.1")
-        arguments = ("--id", worker.id, "--host", self.host, "--port", str(self.port))
+        arguments: tuple[str, ...] = ("--id", worker.id, "--host", self.host, "--port", str(self.port))
+        giver = taking or self._giver(worker)
+        if giver is not None:
+            arguments += ("--take", str(handover_path(giver.socket)))
         places = ("--socket", str(worker.socket), "--segments", str(self._segments))
         with path.open("ab") as output:
             worker.child = subprocess.Popen(
@@ -397,13 +402,18 @@ class Workers:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
         worker.remember(self.port)
 
-    async def _spawn_first(self, worker: Worker) -> None:
+    def _giver(self, worker: Worker) -> Worker | None:
+        """Another worker that accepts on the socket that this one should accept on too."""
+        others = (one for one in self._staying() if one is not worker and one.state == "ready" and one.alive())
+        return next((one for one in others if handover_path(one.socket).exists()), None)
+
+    async def _spawn_first(self, worker: Worker, taking: Worker | None) -> None:
         """Start a worker and wait for its Hello. Raises PortInUseError or WorkerStartError."""
-        self._spawn(worker)
+        self._spawn(worker, taking)
         waiting = asyncio.create_task(worker.link.wait_hello(HELLO_TIMEOUT_S))
         while not waiting.done() and worker.alive():
             await asyncio.wait({waiting}, timeout=0.05)
@@ -451,17 +461,19 @@ class Workers:
             await asyncio.gather(worker.watch, return_exceptions=True)
         await worker.link.close()
 
-    async def _stop_one(self, worker: Worker, deadline_s: float) -> None:
+    async def _stop_one(self, worker: Worker, deadline_s: float, *, replaced: bool = False) -> int:
+        """Have a worker drain, at most for `deadline_s`, and end it. Returns how many requests were cut off."""
         worker.stopping = True
         worker.state = "draining"
         if worker.link.connected:
-            worker.link.drain(deadline_s)
+            worker.link.drain(deadline_s, replaced=replaced)
         else:
             worker.signal(signal.SIGTERM)
         limit = time.monotonic() + deadline_s + CUT_OFF_S  # at its deadline it tells its clients that it cuts them off
         while worker.alive() and time.monotonic() < limit:  # noqa: ASYNC110 - an adopted process gives no event
             await asyncio.sleep(0.02)
         worker.signal(signal.SIGKILL)
+        late = worker.link.stats.cut_off if worker.link.stats is not None else 0
         await self._unwatch(worker)
         while worker.alive():  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.02)
@@ -469,21 +481,5 @@ class Workers:
             worker.child.wait()
         (worker.folder / "worker.json").unlink(missing_ok=True)
         worker.socket.unlink(missing_ok=True)
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log, "" where there is none."""
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return lines[-1] if lines else ""
-
-
-def _environment() -> dict[str, str]:
-    """What a worker may know of ours: where Python and its modules are, nothing secret."""
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-    ours = {name: os.environ[name] for name in kept if name in os.environ}
-    here = str(Path(__file__).resolve().parents[2])
-    paths = [here, *filter(None, ours.get("PYTHONPATH", "").split(os.pathsep))]
-    return ours | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        handover_path(worker.socket).unlink(missing_ok=True)
+        return late

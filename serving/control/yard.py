@@ -50,7 +50,8 @@ from serving.control.status import (
     inflight_of,
 )
 from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
-from serving.control.workers import Workers, check_port_free
+from serving.control.worker_process import check_port_free
+from serving.control.workers import Workers
 from serving.engines.base import Capabilities
 from serving.engines.replica import ReplicaStatus
 from serving.engines.supervisor import Supervisor

@@ -29,7 +29,7 @@ class ControlLink:
         *,
         hello: Callable[[], Hello],
         publish: Callable[[Table], Up],
-        drain: Callable[[float], None],
+        drain: Callable[[float, bool], None],
         stats: Callable[[], Stats],
     ) -> None:
         self._path = path
@@ -91,7 +91,7 @@ class _Peer(asyncio.Protocol):
             if isinstance(message, Publish):
                 self.send(self._link.publish(message.table))
             elif isinstance(message, Drain):
-                self._link.drain(message.deadline_s)
+                self._link.drain(message.deadline_s, message.replaced)
             elif isinstance(message, Ask):
                 self.send(self._link.stats())
 

@@ -30,6 +30,8 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     """Down: stop accepting, finish what is in flight, exit; after `deadline_s` exit anyway."""
 
     deadline_s: float
+    replaced: bool = False
+    """Another worker serves on: idle connections are kept for a moment, so that no request meets a closed one."""
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
@@ -78,6 +80,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """Records that could not be written (disk full) since the worker started."""
     loop_lag_s: float = 0.0
     """The longest delay of the event loop's timer since the last Stats."""
+    cut_off: int = 0
+    """Requests that a drain's deadline ended."""
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):

@@ -1,5 +1,7 @@
 """A router worker: `python -m serving.router.worker --id w0 --host H --port P --socket PATH --segments DIR`.
 
+With `--take PATH` it accepts clients on the listening socket of another worker (`listeners`) instead of its own.
+
 Owns: the process (signals, the listening socket, periodic work) and its end. Never: dying with the control plane.
 
 Exit status: 0 after a drain; 4 where the port cannot be had.
@@ -9,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ import uvloop
 from serving.router.account import SegmentWriter
 from serving.router.control_link import ControlLink
 from serving.router.http1 import Client
+from serving.router.listeners import Handover, bind, handover_path, take
 from serving.router.protocol import Hello, Stats, Up
 from serving.router.router import Router
 from serving.router.table import Table
@@ -31,6 +34,8 @@ from serving.router.table import Table
 SWEEP_S: Final = 0.1
 STATS_S: Final = 1.0
 DRAIN_S: Final = 30.0
+FLUSH_S: Final = 0.5
+"""How long clients that are cut off have to read why."""
 BACKLOG: Final = 4096
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -38,18 +43,23 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 class Worker:
     """One worker process, from its first listening socket to its last record."""
 
-    def __init__(self, name: str, host: str, port: int, control_path: Path, segments: Path) -> None:
+    def __init__(
+        self, name: str, host: str, port: int, control_path: Path, segments: Path, *, taken: Path | None = None
+    ) -> None:
         self._name = name
         self._host = host
         self._port = port
         self._control_path = control_path
         self._segments_folder = segments
+        self._taken = taken
         self._started_at = time.time()
         self._stop = asyncio.Event()
         self._has_table = asyncio.Event()
-        """Set by the first table. Only then do we listen: among workers that share a port, one that cannot route yet
-        would take connections from those that can."""
+        """Set by the first table. Only then do we accept clients: one that cannot route yet would take them from
+        workers that can."""
         self._drain_s = DRAIN_S
+        self._replaced = False
+        self._patience: asyncio.Timeout | None = None
         self._loop_lag_s = 0.0
 
     async def run(self) -> None:
@@ -67,14 +77,16 @@ class Worker:
             rng=random.Random(),  # noqa: S311 - buckets, not secrets
             report=self._report,
         )
-        self._listener = _bind(self._host, self._port)
+        self._listener = bind(self._host, self._port) if self._taken is None else take(self._taken)
         self._port = self._listener.getsockname()[1]
         self._link = ControlLink(
             self._control_path, hello=self._hello, publish=self._publish, drain=self._begin_drain, stats=self._stats
         )
         await self._link.start()
+        handover = Handover(handover_path(self._control_path), self._listener)
+        handover.start()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._begin_drain, DRAIN_S)
+            loop.add_signal_handler(number, self._begin_drain, DRAIN_S, False)
         periodic = loop.create_task(self._periodic())
         gc.collect()
         gc.freeze()  # what start-up made stays: collections need not look at it again
@@ -87,19 +99,26 @@ class Worker:
             await self._stop.wait()
             if server is not None:
                 server.close()
-            self._router.drain()
-            try:
-                async with asyncio.timeout(self._drain_s):
-                    await self._router.idle.wait()
-                await asyncio.sleep(0)
-            except TimeoutError:
-                self._router.cut_off()
+            await self._finish()
         finally:
             periodic.cancel()
+            handover.close()
             self._listener.close()
             self._segments.close()
             self._link.report(self._stats())
             self._link.close()
+
+    async def _finish(self) -> None:
+        """Answer what is in flight, within the deadline; then cut it off and say so."""
+        self._router.drain(replaced=self._replaced)
+        try:
+            async with asyncio.timeout(self._drain_s) as self._patience:
+                await self._router.idle.wait()
+        except TimeoutError:
+            self._router.cut_off()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._router.idle.wait()
 
     async def _periodic(self) -> None:
         """Deadlines ten times a second, Stats once."""
@@ -124,8 +143,16 @@ class Worker:
             self._has_table.set()
         return applied
 
-    def _begin_drain(self, deadline_s: float) -> None:
+    def _begin_drain(self, deadline_s: float, replaced: bool) -> None:
+        """Drain; told again while it drains, only ever more quickly."""
+        if self._patience is not None:
+            sooner = asyncio.get_running_loop().time() + deadline_s
+            if sooner < (self._patience.when() or sooner) and not self._patience.expired():
+                self._patience.reschedule(sooner)
+            self._router.drain(replaced=replaced and self._replaced)
+            return
         self._drain_s = deadline_s
+        self._replaced = replaced
         self._stop.set()
 
     def _stats(self) -> Stats:
@@ -162,21 +189,6 @@ async def _first(*events: asyncio.Event) -> None:
             wait.cancel()
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket, not listening yet, on a port that other workers of this yard may share. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, port))
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="serving.router.worker", description=__doc__)
@@ -184,9 +196,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--socket", type=Path, required=True, help="where the control plane reaches this worker")
+    parser.add_argument("--take", type=Path, help="where another worker gives its listening socket away")
     parser.add_argument("--segments", type=Path, required=True, help="the folder for records of finished requests")
     options = parser.parse_args()
-    worker = Worker(options.id, options.host, options.port, options.socket, options.segments)
+    places = (options.socket, options.segments)
+    worker = Worker(options.id, options.host, options.port, *places, taken=options.take)
     try:
         uvloop.run(worker.run())
     except OSError as error:

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from registry.terminal import NotThereError
-from serving.control.workers import PortInUseError, Workers, WorkerStartError, check_port_free, read_record, socket_path
+from serving.control.worker_process import PortInUseError, WorkerStartError, check_port_free, read_record, socket_path
+from serving.control.workers import Workers
 from serving.router.protocol import Failure
 from serving.router.table import Table
 

@@ -18,7 +18,7 @@ from registry.terminal import ExitCode, UserError
 from serving.control.apply import RefusedError
 from serving.control.lock import StateDirBusyError
 from serving.control.ui import Options
-from serving.control.workers import PortInUseError
+from serving.control.worker_process import PortInUseError
 
 Engines = Callable[..., FakeEngine]
 
