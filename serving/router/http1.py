@@ -179,13 +179,15 @@ class Client(asyncio.Protocol):
     # --- httptools callbacks: they only note, since nothing may be raised through the parser ---
 
     def on_message_begin(self) -> None:
+        if self._error is not None:
+            return  # the request that is refused stays the last one
         self._request = Request()
         self._head_complete = False
         self._body = []
         self._body_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        if self._request is not None:
+        if self._request is not None and self._error is None:
             self._request.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -225,6 +227,9 @@ class Client(asyncio.Protocol):
         connection = headers.get(b"connection")
         if connection is not None and connection not in PLAIN_CONNECTION:
             _drop_named(headers, connection)
+        keyring = self._router.snapshot.keyring
+        if keyring is not None and self._error is None:
+            self._error = keyring.admit(request, self._router.wall())
         if b"expect" in headers:
             request.expects = request.http11 and headers[b"expect"].lower() == b"100-continue"
 
@@ -253,18 +258,22 @@ class Client(asyncio.Protocol):
         self.deadline = self._body_began + self._body_bytes / BODY_BYTES_PER_S
 
     def on_message_complete(self) -> None:
-        request, self._request = self._request, None
+        request = self._request
         if request is None or self._error is not None:
             return
+        self._request = None
         self._head_complete = False
         if not request.target.startswith(b"/"):
             _make_relative(request)
         request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         request.keep_alive = self._parser.should_keep_alive() and request.http11
-        given = request.headers.get(b"x-request-id", b"")
-        request.request_id = given.decode("ascii") if REQUEST_ID.fullmatch(given) else self._router.next_id()
+        request.request_id = self._id_of(request)
         self._queue.append(request)
+
+    def _id_of(self, request: Request) -> str:
+        given = request.headers.get(b"x-request-id", b"")
+        return given.decode("ascii") if REQUEST_ID.fullmatch(given) else self._router.next_id()
 
     # --- used by an exchange ---
 
@@ -294,6 +303,8 @@ class Client(asyncio.Protocol):
         """An error of our own, in the OpenAI envelope."""
         if error.retry_after_s:
             headers += b"retry-after: %d\r\n" % error.retry_after_s
+        if error.status == 401:
+            headers += b"www-authenticate: Bearer\r\n"
         self.send(error.status, error.body(), request, content_type=b"application/json", headers=headers)
 
     def exchange_ended(self, exchange: Exchange) -> None:
@@ -442,7 +453,7 @@ class Client(asyncio.Protocol):
             return
         request = self._request or Request()
         request.keep_alive = False
-        request.request_id = request.request_id or self._router.next_id()
+        request.request_id = request.request_id or self._id_of(request)
         self._router.account_refusal(error, request, self._body_bytes)
         self.send_error(error, request)
         self._linger()
