@@ -72,6 +72,12 @@ class Behaviour:
     """An idle keep-alive connection is closed after this time; 0 keeps it."""
     close_each: bool = False
     """Answers with `Connection: close`."""
+    raw: str = ""
+    """Answers with these bytes (hexadecimal) in place of HTTP of its own."""
+    raw_early: bool = False
+    """`raw` is sent as soon as a request's head is there; its body is then read half a second later."""
+    raw_close: bool = False
+    """The connection is closed after `raw`."""
     garbage: bool = False
     """Answers with bytes that are not HTTP."""
     word: str = "t"
@@ -105,6 +111,8 @@ class State:
     names: list[str]
     behaviour: Behaviour
     requests: collections.deque[Seen] = field(default_factory=lambda: collections.deque(maxlen=20_000))
+    lines: collections.deque[str] = field(default_factory=lambda: collections.deque(maxlen=20_000))
+    """The request line of whatever came, its own `/fake/` requests left out."""
     seen: int = 0
     connections: int = 0
     connections_total: int = 0
@@ -118,6 +126,7 @@ class State:
         return {
             "pid": os.getpid(),
             "seen": self.seen,
+            "lines": list(self.lines),
             "complete": len(done),
             "cancelled": len(cancelled),
             "running": sum(r.outcome == "running" for r in self.requests),
@@ -163,6 +172,7 @@ class Connection(asyncio.Protocol):
         self.idle: asyncio.TimerHandle | None = None
         self.writable = asyncio.Event()
         self.writable.set()
+        self.answered_early = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -197,6 +207,11 @@ class Connection(asyncio.Protocol):
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = [[name.strip().lower(), value.strip()] for name, _, value in (line.partition(":") for line in lines)]
         found = {str(name): value for name, value in headers}
+        if self.state.behaviour.raw_early and "POST /v1/" in first and not self.answered_early:
+            self.answered_early = True
+            self.transport.write(bytes.fromhex(self.state.behaviour.raw))
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(0.5, self.read_on)
         if found.get("transfer-encoding", "").lower() == "chunked":
             if not rest.endswith(b"0\r\n\r\n"):
                 return
@@ -210,8 +225,14 @@ class Connection(asyncio.Protocol):
         if self.idle is not None:
             self.idle.cancel()
         method, target, _ = first.split(" ", 2)
+        if not target.startswith("/fake/"):
+            self.state.lines.append(first)
         self.task = asyncio.get_running_loop().create_task(self.serve(method, target.partition("?")[0], headers, body))
         self.task.add_done_callback(self.served)
+
+    def read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def served(self, task: asyncio.Task[None]) -> None:
         self.task = None
@@ -296,6 +317,13 @@ class Connection(asyncio.Protocol):
         """Answer as the behaviour says; returns the outcome."""
         how = self.state.behaviour
         await asyncio.sleep(how.first_byte_delay_s)
+        if how.raw or how.raw_early:
+            if not how.raw_early:
+                await self.write(bytes.fromhex(how.raw))
+            self.answered_early = False
+            if how.raw_close:
+                self.transport.close()
+            return "complete"
         if how.garbage:
             await self.write(b"\x16\x03 this is not HTTP\r\n\r\n")
             self.transport.close()
