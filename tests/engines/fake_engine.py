@@ -82,6 +82,8 @@ class Behaviour:
     """Answers with bytes that are not HTTP."""
     word: str = "t"
     """Token i reads WORDi; a long one makes large events."""
+    hang_at_end: bool = False
+    """A stream that has said its finish reason and usage neither says [DONE] nor ends."""
     error_event_after_events: int = -1
     """A streamed error object follows this many tokens (as engines send when generation fails), then the end."""
 
@@ -394,6 +396,10 @@ class Connection(asyncio.Protocol):
         if path == "/v1/chat/completions":
             await self.event(chunk(path, entry, None, None))
         await asyncio.sleep(how.first_token_delay_s)
+        if how.error_event_after_events == 0:
+            await self.event(error_body(500, "the fake engine was told to fail in a stream"))
+            await self.write(b"0\r\n\r\n")
+            return "failed"
         for position, text in enumerate(self.tokens(body, count)):
             if position:
                 await asyncio.sleep(how.gap_s)
@@ -414,6 +420,8 @@ class Connection(asyncio.Protocol):
         await self.event(last | {"usage": usage} if how.usage == "last-chunk" else last)
         if wanted:
             await self.event(last | {"choices": [], "usage": usage})
+        if how.hang_at_end:
+            await asyncio.sleep(3600)
         await self.write(framed(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         if close:
             self.transport.close()
