@@ -308,24 +308,28 @@ class Connection(asyncio.Protocol):
         )
         state.requests.append(entry)
         try:
-            entry.outcome = await self.completion(path, body, entry)
+            if state.behaviour.raw:
+                await self.answer_raw(state.behaviour)
+                entry.outcome = "complete"
+            else:
+                entry.outcome = await self.completion(path, body, entry)
         except asyncio.CancelledError:
             entry.outcome = "cancelled"
             raise
         finally:
             entry.ended_at = time.time()
 
+    async def answer_raw(self, how: Behaviour) -> None:
+        if not how.raw_early:
+            await self.write(bytes.fromhex(how.raw))
+        self.answered_early = False
+        if how.raw_close:
+            self.transport.close()
+
     async def completion(self, path: str, body: Json, entry: Seen) -> str:
         """Answer as the behaviour says; returns the outcome."""
         how = self.state.behaviour
         await asyncio.sleep(how.first_byte_delay_s)
-        if how.raw or how.raw_early:
-            if not how.raw_early:
-                await self.write(bytes.fromhex(how.raw))
-            self.answered_early = False
-            if how.raw_close:
-                self.transport.close()
-            return "complete"
         if how.garbage:
             await self.write(b"\x16\x03 this is not HTTP\r\n\r\n")
             self.transport.close()
