@@ -54,13 +54,13 @@ class Exchange:
         "_connecting",
         "_connection",
         "_dispatched",
+        "_failed",
         "_last_error",
         "_paused",
         "_peek",
         "_plan",
         "_refused",
         "_resumed_at",
-        "_resuming",
         "_router",
         "_started",
         "_target",
@@ -85,7 +85,8 @@ class Exchange:
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: asyncio.TimerHandle | None = None
         self._answer: Answer | None = None
-        self._resuming: Resuming | None = None
+        self._failed: dict[str, int] = {}
+        """Replicas that cut the stream or did not go on with it -> how many events the client had then."""
         self._refused: tuple[Answer, str, str] | None = None
         self._paused = False
         self._last_error: ApiError | None = None
@@ -125,14 +126,14 @@ class Exchange:
         target = self._target
         self.record.assigned = self._assign(target)
         target.model.budget.deposit()
-        self._plan = Plan(self._chain(target), target.model.config.retry.attempts_max, self._router.choose)
+        self._plan = Plan(self._chain(target), target.model.config.retry.attempts_max, self._choose)
         if self._plan.next(self._router.now()):
             self._attempt()
         else:
             self._give_up()
 
     def _assign(self, target: Target) -> str:
-        """The version that this request belongs to: the pinned one, or its bucket's."""
+        """The version that this request belongs to: the pinned one, or its bucket's in its segment or in the route."""
         record = self.record
         if target.pinned is not None:
             record.pinned = True
@@ -146,7 +147,18 @@ class Exchange:
                 break
         else:
             record.bucket = self._router.random_bucket()
-        return split.arm_of(model.config.arms, record.bucket)
+        arms = model.config.arms
+        if model.rules is not None:
+            segment = model.rules.match(
+                self.request.headers, key=record.key_id, user=self._peek.user or "", body=self.request.body
+            )
+            if segment is not None:
+                record.segment = segment.name
+                arms = segment.arms
+        return split.arm_of(arms, record.bucket)
+
+    def _choose(self, version: VersionState, left: list[Backend]) -> Backend:
+        return self._router.choose(version, left, self.request)
 
     def _chain(self, target: Target) -> list[VersionState]:
         """The versions that may answer, in order. A pinned one has no fallback: the client asked for that one."""
@@ -384,7 +396,7 @@ class Exchange:
         hide this answer."""
         model, label = self._target.model, self.record.version
         larger = [version for version in model.larger_context if version.label != label]
-        plan = Plan(larger, model.config.retry.attempts_max, self._router.choose)
+        plan = Plan(larger, model.config.retry.attempts_max, self._choose)
         if self._target.pinned is not None or not plan.next(self._router.now()):
             return False
         self._refused = (answer, label, self.record.replica)
@@ -406,22 +418,23 @@ class Exchange:
     def _continue(self) -> bool:
         """Have another replica go on. Returns whether one was asked."""
         answer, record = self._answer, self.record
-        failed = record.replica
         if answer is None or answer.partial is None or answer.scanner is None or answer.scanner.ended:
             return False
         retry = self._target.model.config.retry
         if record.continuations >= retry.attempts_max:
             return False
+        events = answer.scanner.content_events
+        self._failed[record.replica] = events
         resumption = resume(self.request.body, self.request.endpoint, answer.partial)
         now = self._router.now()
         versions = self._version.continuers
         left = [(version, one) for version in versions for one in version.backends if one.breaker.allows(now)]
-        left = [(version, one) for version, one in left if one.config.id != failed]
+        left = [(version, one) for version, one in left if self._failed.get(one.config.id, -1) != events]
         if resumption is None or not left:
             return False
         version = left[0][0]
         candidates = [one for owner, one in left if owner is version]
-        backend = candidates[0] if len(candidates) == 1 else self._router.choose(version, candidates)
+        backend = candidates[0] if len(candidates) == 1 else self._choose(version, candidates)
         record.continuations += 1
         record.attempts += 1
         record.version = version.label
@@ -429,8 +442,7 @@ class Exchange:
         self._version = version
         self._take(backend)
         answer.goes_on(resumption)
-        self._resuming = Resuming(self, backend, version, resumption)
-        self._resuming.start(now)
+        Resuming(self, backend, version, resumption).start(now)
         return True
 
     def now(self) -> float:

@@ -82,6 +82,8 @@ class Behaviour:
     """Answers with bytes that are not HTTP."""
     word: str = "t"
     """Token i reads WORDi; a long one makes large events."""
+    reject_prefill: bool = False
+    """400 for a last message that is the assistant's, as engines say that cannot continue one."""
     hang_at_end: bool = False
     """A stream that has said its finish reason and usage neither says [DONE] nor ends."""
     error_event_after_events: int = -1
@@ -334,7 +336,7 @@ class Connection(asyncio.Protocol):
             await self.write(b"\x16\x03 this is not HTTP\r\n\r\n")
             self.transport.close()
             return "failed"
-        if await self.refused(entry):
+        if await self.refused(entry, prefilled(body)):
             return "failed"
         if path == "/v1/embeddings":
             vector = {"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}
@@ -360,7 +362,7 @@ class Connection(asyncio.Protocol):
         await self.answer(200, answer)
         return "complete"
 
-    async def refused(self, entry: Seen) -> bool:
+    async def refused(self, entry: Seen, prefill: int) -> bool:
         """Answer with an error where one is due; whether it was."""
         how, state = self.state.behaviour, self.state
         if how.status >= 300 and (how.status_times == 0 or state.statuses_given < how.status_times):
@@ -368,6 +370,9 @@ class Connection(asyncio.Protocol):
             extra = f"Retry-After: {how.retry_after_s}\r\n" if how.retry_after_s else ""
             error = error_body(how.status, how.error_message, kind=how.error_type, code=how.error_code)
             await self.answer(how.status, error, extra)
+            return True
+        if how.reject_prefill and prefill:
+            await self.answer(400, error_body(400, "assistant prefill is not supported"))
             return True
         if how.context_tokens and entry.prompt_tokens > how.context_tokens:
             text = f"This model's maximum context length is {how.context_tokens} tokens, your messages have more."
