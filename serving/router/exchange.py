@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from registry.usage import Outcome, RequestRecord
 from serving.errors import ApiError
-from serving.router import openai_wire, split
+from serving.router import bodies, forms, openai_wire, split
 from serving.router.answer import Answer
+from serving.router.bodies import Piece
 from serving.router.continuation import resume
 from serving.router.plan import Plan
 from serving.router.resuming import Resuming
@@ -33,7 +34,15 @@ NOT_IMPLEMENTED: Final = 501
 BAD_REQUEST: Final = 400
 SILENT_END_S: Final = 2.0
 """A stream that has said how it ended, and then nothing more for so long, is over."""
-FORWARDED: Final = (b"content-type", b"accept", b"traceparent", b"tracestate", b"openai-beta", b"anthropic-version")
+FORWARDED: Final = (
+    b"content-type",
+    b"accept",
+    b"traceparent",
+    b"tracestate",
+    b"openai-beta",
+    b"anthropic-version",
+    b"anthropic-beta",
+)
 """Request headers that an engine gets to see. Credentials are not among them."""
 
 
@@ -111,7 +120,7 @@ class Exchange:
     def start(self) -> None:
         """Send the request on its way, or refuse it."""
         try:
-            self._peek = openai_wire.peek(self.request.body)
+            self._peek = _peek(self.request)
             self._target = self._router.resolve(str(self._peek.model), self.request.key)
         except ApiError as error:
             self.reject(error)
@@ -184,7 +193,7 @@ class Exchange:
         record.dispatched_s = now - self._started
         self.dispatch(self, self._request_bytes(backend), now)
 
-    def dispatch(self, receiver: Receiver, data: list[bytes], now: float, *, fresh: bool = False) -> None:
+    def dispatch(self, receiver: Receiver, data: list[Piece], now: float, *, fresh: bool = False) -> None:
         """Hand a request to the replica taken, over an idle connection where there is one."""
         backend = self._backend
         assert backend is not None
@@ -195,7 +204,7 @@ class Exchange:
         elif self._paused:
             self._connection.pause()
 
-    async def _connect(self, backend: Backend, receiver: Receiver, data: list[bytes]) -> None:
+    async def _connect(self, backend: Backend, receiver: Receiver, data: list[Piece]) -> None:
         error = ""
         try:
             connection = await backend.connect(self._target.model.config.timeouts.connect_s)
@@ -213,18 +222,14 @@ class Exchange:
         if self._paused:
             connection.pause()
 
-    def _request_bytes(self, backend: Backend) -> list[bytes]:
+    def _request_bytes(self, backend: Backend) -> list[Piece]:
         """Head and body for one replica: the client's own body, unless its model name or usage must be set."""
-        seen, version = self._peek, self._version.config
-        body = self.request.body
-        name = str(seen.model)
-        if version.served_names[0] != ANY_NAME and name not in version.served_names:
-            body = openai_wire.rename(body, name, version.served_names[0])
-        if self._asks_for_usage:
-            body = openai_wire.ask_for_usage(body, seen)
-        return self.request_to(backend, self.request.target, body)
+        seen, names = self._peek, self._version.config.served_names
+        name = None if names[0] == ANY_NAME or seen.model in names else names[0]
+        parts = bodies.outgoing(self.request.body, seen, name=name, usage=self._asks_for_usage)
+        return self.request_to(backend, self.request.target, *parts)
 
-    def request_to(self, backend: Backend, target: bytes, body: bytes) -> list[bytes]:
+    def request_to(self, backend: Backend, target: bytes, *body: Piece) -> list[Piece]:
         """The bytes of a request to a replica, with what of the client's head an engine gets to see."""
         request = self.request
         head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\ncontent-length: %d\r\n" % (
@@ -232,14 +237,15 @@ class Exchange:
             target,
             backend.head,
             request.request_id.encode("latin-1"),
-            len(body),
+            sum(map(len, body)),
         )
         headers = request.headers
         for header in FORWARDED:
             value = headers.get(header)
             if value is not None:
                 head += b"%b: %b\r\n" % (header, value)
-        return [head + b"\r\n", body] if len(body) > 65_536 else [head + b"\r\n" + body]
+        head += b"\r\n"
+        return [head, *body] if len(request.body) >= bodies.LARGE_BYTES else [b"".join((head, *body))]
 
     @property
     def _asks_for_usage(self) -> bool:
@@ -640,3 +646,9 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abandon()
+
+
+def _peek(request: Request) -> openai_wire.Peek:
+    if request.endpoint in openai_wire.FORMS:
+        return forms.peek(request.body, request.headers.get(b"content-type", b""))
+    return openai_wire.peek(request.body)

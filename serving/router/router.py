@@ -18,6 +18,7 @@ from registry.usage import RequestRecord
 from serving.errors import ApiError
 from serving.router import openai_wire
 from serving.router.account import SegmentWriter
+from serving.router.affinity import ANCHORS, Prefixes, fingerprints
 from serving.router.exchange import Exchange
 from serving.router.http1 import Client, Request
 from serving.router.keys import check_model, may_use
@@ -67,6 +68,7 @@ class Router:
         self._leaving: set[Backend] = set()
         self._tallies: dict[str, Tally] = {}
         self._budgets: dict[str, Budget] = {}
+        self._prefixes = Prefixes()
         self._cut_off = 0
         self._ids = count(1)
         self._id_prefix = f"req-{rng.getrandbits(64):016x}-"
@@ -92,6 +94,7 @@ class Router:
         for gone in self._backends.values():
             self._leave(gone)
         self._backends = backends
+        self._prefixes.retain(backends)
         self.snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
         return Applied(table.generation)
 
@@ -175,13 +178,15 @@ class Router:
             return exchange
         if request.method in (b"GET", b"HEAD") and self._answer_get(client, request, path):
             return None
+        headers = b""
         if path in openai_wire.ENDPOINTS or path == "/v1/models" or path.startswith("/health/"):
-            allowed = "POST" if path in openai_wire.ENDPOINTS else "GET"
+            allowed = "POST" if path in openai_wire.ENDPOINTS else "GET, HEAD"
+            headers = b"allow: %b\r\n" % allowed.encode()
             error = ApiError(405, f"{path} takes {allowed}.", code="method_not_allowed")
         else:
             error = ApiError(404, f"There is nothing at {path[:200]!r}.", code="unknown_path")
         self.account_refusal(error, request, len(request.body))
-        client.send_error(error, request)
+        client.send_error(error, request, headers)
         return None
 
     def _answer_get(self, client: Client, request: Request, path: str) -> bool:
@@ -237,12 +242,13 @@ class Router:
     def random_bucket(self) -> int:
         return self._rng.randrange(BUCKETS)
 
-    def choose(self, version: VersionState, left: Sequence[Backend]) -> Backend:
-        """The least busy of several replicas; ties are broken at random."""
-        return min(left, key=self._load)
-
-    def _load(self, backend: Backend) -> tuple[int, float]:
-        return backend.inflight, self._rng.random()
+    def choose(self, version: VersionState, left: Sequence[Backend], request: Request) -> Backend:
+        """One of several replicas: one that has the request's beginning cached, or the least busy one."""
+        anchor = ANCHORS.get(request.endpoint) if version.affinity_seed else None
+        prints = fingerprints(request.body, anchor, version.affinity_seed) if anchor is not None else ()
+        names = [backend.config.id for backend in left]
+        loads = [backend.inflight for backend in left]
+        return left[self._prefixes.choose(prints, names, loads, self._rng.random)]
 
     def jitter(self) -> float:
         return self._rng.random()

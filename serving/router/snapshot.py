@@ -13,6 +13,7 @@ import msgspec
 
 from serving.router.keys import Keyring, may_use
 from serving.router.retry import Budget
+from serving.router.rules import Rules
 from serving.router.table import Key, Model, Table, Version
 from serving.router.upstream import Backend
 
@@ -31,7 +32,7 @@ class Tally:
 class VersionState:
     """One version that can be asked: its ready replicas and its part of the answer's head."""
 
-    __slots__ = ("backends", "config", "continuers", "head", "label", "tally")
+    __slots__ = ("affinity_seed", "backends", "config", "continuers", "head", "label", "tally")
 
     def __init__(self, model: str, config: Version, generation: int, backends: Sequence[Backend], tally: Tally) -> None:
         self.label = config.label
@@ -40,6 +41,8 @@ class VersionState:
         self.tally = tally
         self.continuers: tuple[VersionState, ...] = ()
         """Versions whose engines can go on with this one's cut streams: itself first, then equivalent ones."""
+        self.affinity_seed = 0
+        """Tells its prompts from those of other versions; 0 where replicas are chosen by their load alone."""
         reference = f"{model}@{config.label}".encode("latin-1")
         self.head = b"x-modelyard-version: %b\r\nx-modelyard-generation: %d\r\n" % (reference, generation)
 
@@ -47,14 +50,16 @@ class VersionState:
 class ModelState:
     """One model: its versions and the route in force."""
 
-    __slots__ = ("budget", "config", "fallback", "larger_context", "salt", "sticky", "versions")
+    __slots__ = ("budget", "config", "fallback", "larger_context", "rules", "salt", "sticky", "versions")
 
     def __init__(self, config: Model, versions: Mapping[str, VersionState], budget: Budget) -> None:
         self.config = config
         self.versions = versions
         self.budget = budget
         """What failures may add to the load; kept across generations."""
+        self.rules = Rules(config.segments) if config.segments else None
         for label, version in versions.items():
+            version.affinity_seed = (hash((config.name, label)) or 1) if config.affinity else 0
             version.continuers = _continuers(label, config, versions)
         self.salt = config.salt.encode("ascii")
         self.fallback = tuple(versions[label] for label in config.fallback if label in versions)
