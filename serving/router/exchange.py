@@ -232,12 +232,13 @@ class Exchange:
     def request_to(self, backend: Backend, target: bytes, *body: Piece) -> list[Piece]:
         """The bytes of a request to a replica, with what of the client's head an engine gets to see."""
         request = self.request
+        length = sum(map(len, body))
         head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\ncontent-length: %d\r\n" % (
             backend.path_prefix,
             target,
             backend.head,
             request.request_id.encode("latin-1"),
-            sum(map(len, body)),
+            length,
         )
         headers = request.headers
         for header in FORWARDED:
@@ -245,7 +246,7 @@ class Exchange:
             if value is not None:
                 head += b"%b: %b\r\n" % (header, value)
         head += b"\r\n"
-        return [head, *body] if len(request.body) >= bodies.LARGE_BYTES else [b"".join((head, *body))]
+        return [head, *body] if length >= bodies.LARGE_BYTES else [b"".join((head, *body))]
 
     @property
     def _asks_for_usage(self) -> bool:

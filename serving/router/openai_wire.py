@@ -16,19 +16,34 @@ from serving.errors import ApiError
 GENERATING: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Endpoints whose streams carry usage only where `stream_options.include_usage` asks for it."""
 
+FORMS: Final = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
+"""Endpoints that take a multipart form."""
+
+MESSAGES: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+"""Endpoints of Anthropic's API, with its answers and errors."""
+
 ENDPOINTS: Final = frozenset(
     {
         *GENERATING,
+        *FORMS,
+        *MESSAGES,
         "/v1/responses",
         "/v1/embeddings",
         "/v1/rerank",
         "/v1/score",
-        "/v1/messages",
+        "/v1/audio/speech",
         "/tokenize",
         "/detokenize",
     }
 )
-"""Paths that are forwarded to an engine by the `model` in their JSON body."""
+"""Paths that are forwarded to an engine by the `model` in their body: also every value of a record's endpoint, less
+`other`."""
+
+
+def nearest_path(path: str) -> str:
+    """The path that was probably meant: without a slash at the end, with or without `/v1`; empty where none is near."""
+    tail = "/" + path.strip("/").removeprefix("v1/").lower()
+    return next((known for known in (f"/v1{tail}", tail) if known in ENDPOINTS or known == "/v1/models"), "")
 
 
 class StreamOptions(msgspec.Struct, gc=False):
@@ -49,11 +64,25 @@ class Peek(msgspec.Struct, gc=False):
 
 
 _peek: Final = msgspec.json.Decoder(Peek)
+LEAP_BYTES_MIN: Final = 128 * 1024
+"""From here on it is worth trying to leap over long strings."""
+LONG_STRING_BYTES: Final = 4096
+LEAPS_MIN: Final = 16
+BYTES_PER_LEAP: Final = 8192
+BACKSLASH: Final = ord("\\")
 _PLACE: Final = re.compile(r" - at `\$\.([^`]+)`")
 
 
 def peek(body: bytes) -> Peek:
     """What `body` says of its model and form. Raises ApiError (400) where it is no JSON object with a model."""
+    if len(body) >= LEAP_BYTES_MIN and (short := without_long_strings(body)) is not None:
+        try:
+            seen = _peek.decode(short)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # the whole body is looked at for the reason
+        else:
+            if seen.model and seen.user != "":
+                return seen
     try:
         seen = _peek.decode(body)
     except msgspec.ValidationError as error:
@@ -69,33 +98,48 @@ def peek(body: bytes) -> Peek:
     return seen
 
 
-_ASK: Final = b'"stream_options":{"include_usage":true},'
+def without_long_strings(body: bytes) -> bytes | None:
+    """The body with every long string emptied; None where that would cost more than reading them.
 
-
-def ask_for_usage(body: bytes, seen: Peek) -> bytes:
-    """The body with `stream_options.include_usage` set to true."""
-    if seen.stream_options is msgspec.UNSET:
-        start = body.index(b"{") + 1
-        return body[:start] + _ASK + body[start:]
-    value: dict[str, Any] = msgspec.json.decode(body)
-    value["stream_options"] = {**(value.get("stream_options") or {}), "include_usage": True}
-    return msgspec.json.encode(value)
-
-
-def rename(body: bytes, old: str, new: str) -> bytes:
-    """The body with its top-level `model` changed from `old` to `new`, every other byte as it was where that is safe.
-
-    A quote inside a JSON string is escaped, so `"model": "old"` can only be a key with its value; where a nested object
-    has the same pair as well, the body is decoded and encoded again.
+    It leaps from quote to quote, some thirty times as fast as a parser reads, and so pays where few strings hold most
+    of the bytes: images, long documents. Whether the inside of such a string is valid is left to the engine.
     """
-    pattern = re.compile(rb'("model"\s*:\s*)' + re.escape(msgspec.json.encode(old)))
-    matches = list(pattern.finditer(body))
-    if len(matches) == 1:
-        start, stop = matches[0].end(1), matches[0].end()
-        return body[:start] + msgspec.json.encode(new) + body[stop:]
-    value: dict[str, Any] = msgspec.json.decode(body)
-    value["model"] = new
-    return msgspec.json.encode(value)
+    find = body.find
+    leaps = LEAPS_MIN + len(body) // BYTES_PER_LEAP
+    kept = []
+    start = 0
+    opened = find(b'"')
+    while opened >= 0:
+        closed = find(b'"', opened + 1)
+        while closed > 0 and body[closed - 1] == BACKSLASH and _escaped(body, closed):
+            leaps -= 1
+            if leaps < 0:
+                return None
+            closed = find(b'"', closed + 1)
+        leaps -= 1
+        if closed < 0 or leaps < 0:
+            return None
+        if closed - opened > LONG_STRING_BYTES:
+            kept.append(body[start : opened + 1])
+            start = closed
+        opened = find(b'"', closed + 1)
+    kept.append(body[start:])
+    return b"".join(kept)
+
+
+def _escaped(body: bytes, quote: int) -> bool:
+    """Whether an odd number of backslashes stands before a quote."""
+    before = quote - 1
+    while body[before] == BACKSLASH:
+        before -= 1
+    return (quote - before) % 2 == 0
+
+
+class Form(Peek, gc=False):
+    """What a multipart form says of its model, and between which bytes of the body the model's name stands."""
+
+    model_from: int = 0
+    model_to: int = 0
 
 
 class TokenDetails(msgspec.Struct, gc=False):
@@ -107,15 +151,23 @@ class Usage(msgspec.Struct, gc=False):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     prompt_tokens_details: TokenDetails | None = None
     input_tokens_details: TokenDetails | None = None
     cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
     @property
     def prompt(self) -> int:
-        return self.prompt_tokens or self.input_tokens or 0
+        """All of the prompt. The messages API leaves what came from its cache out of `input_tokens`; rerankers may give
+        nothing but a total."""
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens
+        if self.input_tokens is not None:
+            return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+        return (self.total_tokens or 0) - self.completion if self.total_tokens else 0
 
     @property
     def completion(self) -> int:
@@ -127,12 +179,51 @@ class Usage(msgspec.Struct, gc=False):
         return (details.cached_tokens if details else self.cache_read_input_tokens) or 0
 
 
+FINISH: Final = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "completed": "stop",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "incomplete": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+"""How the messages and responses APIs say that an answer ended -> how the chat API says it."""
+
+
+class IncompleteDetails(msgspec.Struct, gc=False):
+    reason: str | None = None
+
+
+class OutputItem(msgspec.Struct, gc=False):
+    type: str = ""
+
+
+class Responded(msgspec.Struct, gc=False):
+    """An answer of the responses API, whole or as its last event carries it."""
+
+    usage: Usage | None = None
+    status: str | None = None
+    incomplete_details: IncompleteDetails | None = None
+    output: list[OutputItem] = []
+
+    @property
+    def finish_reason(self) -> str:
+        if any(item.type.endswith("_call") for item in self.output):
+            return "tool_calls"
+        said = (self.incomplete_details.reason if self.incomplete_details else None) or self.status or ""
+        return FINISH.get(said, said)
+
+
 class AnswerChoice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
 class Answer(msgspec.Struct, gc=False):
-    """A whole (not streamed) answer: how it ended and what it used."""
+    """A whole (not streamed) answer of any other endpoint: how it ended and what it used."""
 
     usage: Usage | None = None
     choices: list[AnswerChoice] = []
@@ -140,16 +231,18 @@ class Answer(msgspec.Struct, gc=False):
 
     @property
     def finish_reason(self) -> str:
-        return (self.choices[0].finish_reason if self.choices else self.stop_reason) or ""
+        said = (self.choices[0].finish_reason if self.choices else self.stop_reason) or ""
+        return FINISH.get(said, said)
 
 
 _answer: Final = msgspec.json.Decoder(Answer)
+_responded: Final = msgspec.json.Decoder(Responded)
 
 
-def read_answer(body: bytes) -> Answer | None:
+def read_answer(body: bytes, endpoint: str = "") -> Answer | Responded | None:
     """Usage and finish reason of a whole answer; None where it is not of a known form (which is not an error here)."""
     try:
-        return _answer.decode(body)
+        return _responded.decode(body) if endpoint == "/v1/responses" else _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -34,7 +34,7 @@ class Resuming:
         self._counting = True
         self._status = 0
         self._heard: list[bytes] = []
-        self._data: list[bytes] = []
+        self._data: list[bytes | memoryview] = []
 
     def start(self, now: float) -> None:
         """Ask for the count first: what is left of the request's `max_tokens` depends on it."""

@@ -83,7 +83,7 @@ class Backend:
         now = self.config
         return (now.host, now.port, now.tls) == (config.host, config.port, config.tls)
 
-    def send(self, receiver: Receiver, data: list[bytes]) -> Connection | None:
+    def send(self, receiver: Receiver, data: list[bytes | memoryview]) -> Connection | None:
         """Send a request over an idle connection; None where there is none (then `connect`)."""
         while self._idle:
             connection = self._idle.pop()
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return not self._transport.is_closing() and self.idle_until > self._now()
 
-    def send(self, receiver: Receiver, data: list[bytes], *, fresh: bool) -> None:
+    def send(self, receiver: Receiver, data: list[bytes | memoryview], *, fresh: bool) -> None:
         """Send one request; its answer goes to `receiver`."""
         self._receiver = receiver
         self._fresh = fresh

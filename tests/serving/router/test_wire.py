@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import ApiError
-from serving.router.openai_wire import ask_for_usage, peek, read_answer, rename
+from serving.router.bodies import outgoing
+from serving.router.openai_wire import peek, read_answer
 from serving.router.protocol import Applied, Ask, Drain, Failure, Framer, decode_down, decode_up, encode
 from serving.router.sse import Scanner
 
@@ -34,7 +35,7 @@ def test_asking_for_usage_changes_nothing_else(extra: dict, pretty: bool, option
     body = json.dumps(value, indent=2 if pretty else None).encode()
     seen = peek(body)
     assert not seen.wants_usage
-    asked = json.loads(ask_for_usage(body, seen))
+    asked = json.loads(b"".join(outgoing(body, seen, name=None, usage=True)))
     assert asked.pop("stream_options") == {**(options if isinstance(options, dict) else {}), "include_usage": True}
     value.pop("stream_options", None)
     assert asked == value
@@ -44,7 +45,8 @@ def test_asking_for_usage_changes_nothing_else(extra: dict, pretty: bool, option
 def test_renaming_changes_the_model_and_nothing_else(extra: dict, old: str, new: str) -> None:
     value = {"a": {"model": old}, "model": old, **extra}
     for body in (json.dumps(value).encode(), json.dumps({"model": old, **extra}).encode()):
-        assert json.loads(rename(body, old, new)) == {**json.loads(body), "model": new}
+        renamed = b"".join(outgoing(body, peek(body), name=new, usage=False))
+        assert json.loads(renamed) == {**json.loads(body), "model": new}
 
 
 @given(st.binary(max_size=300))
