@@ -104,6 +104,11 @@ class ApiKey:
         return "expired" if 0 < self.terms.expires_at <= now else "active"
 
 
+def terms_of(terms: KeyTerms) -> dict[str, Any]:
+    """What a router has to know of a key's terms: all but its name."""
+    return {name: value for name, value in asdict(terms).items() if name != "name"}
+
+
 def new_secret() -> str:
     """A key that nobody has seen before."""
     return PREFIX + secrets.token_urlsafe(SECRET_BYTES)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from registry.keys import ApiKey, terms_of
 from registry.models import RouteSegment, ShadowArm
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 from serving.engines.base import Capabilities
@@ -22,6 +23,7 @@ from serving.router.table import (
     ANY_NAME,
     Admission,
     Cache,
+    Key,
     Limits,
     Match,
     Model,
@@ -78,6 +80,8 @@ def build_table(
     limits: Limits,
     generation: int,
     capabilities: Mapping[str, Capabilities] | None = None,
+    keys: Iterable[ApiKey] = (),
+    keys_required: bool = False,
 ) -> Table:
     """The table of the models that `traits` names: those of the configuration in force.
 
@@ -85,7 +89,9 @@ def build_table(
     2. The route's allocation becomes the arms; a model without a route has none and can only be pinned.
     3. Only aliases, fallbacks and shadows that name a version in the table are kept.
 
-    `capabilities` says of replicas, by their ids, what their engines were seen to do.
+    `capabilities` says of replicas, by their ids, what their engines were seen to do. `keys` are all that were ever
+    made: those that are not revoked are in the table, and from the first one on a key is required, so that revoking the
+    last one opens no door.
     """
     by_version: dict[tuple[str, str], list[RunningReplica]] = {}
     for running in replicas:
@@ -95,7 +101,14 @@ def build_table(
         for name in sorted(traits)
         if name in snapshot
     }
-    return Table(generation=generation, models=models, limits=limits)
+    made = list(keys)
+    return Table(
+        generation=generation,
+        models=models,
+        limits=limits,
+        keys=tuple(_key(one) for one in made if one.revoked_at is None),
+        keys_required=keys_required or bool(made),
+    )
 
 
 def same_but_generation(one: Table, other: Table) -> bool:
@@ -114,13 +127,13 @@ def _model(
         if version.retired_at is not None:
             continue
         authorization = traits.authorizations.get(label, "")
+        # A hosted engine's URL is its provider's: what the router talks to is the bridge.
+        elsewhere = version.manifest.url if version.manifest.engine == "external" else ""
         running = sorted(by_version.get((model.name, label), []), key=lambda one: one.id)
         seen = [capabilities[one.id] for one in running if one.id in capabilities]
         versions[label] = Version(
             label=label,
-            replicas=tuple(
-                _replica(one, version.manifest.url, authorization, capabilities.get(one.id)) for one in running
-            ),
+            replicas=tuple(_replica(one, elsewhere, authorization, capabilities.get(one.id)) for one in running),
             served_names=next((tuple(one.served_names) for one in running if one.served_names), (ANY_NAME,)),
             stream_usage=all(one.stream_usage for one in seen),
             prefill=bool(seen) and all(one.prefill for one in seen),
@@ -160,6 +173,10 @@ def _shadow(shadow: ShadowArm) -> Shadow:
         inflight_max=shadow.inflight_max,
         engine_seconds_per_hour=shadow.engine_seconds_per_hour,
     )
+
+
+def _key(key: ApiKey) -> Key:
+    return Key(id=key.id, digest=key.digest, slot=key.slot, **terms_of(key.terms))
 
 
 _STATES: Mapping[str, ReplicaState] = {"ready": "ready", "draining": "draining"}

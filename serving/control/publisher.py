@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from registry.store import Registry
 from serving.control.publish import Generations, ModelTraits, RunningReplica, build_table, same_but_generation
 from serving.control.snapshot import take
@@ -41,6 +43,7 @@ class Publisher:
         self._capabilities = capabilities
         self._traits: Mapping[str, ModelTraits] = {}
         self._limits = Limits()
+        self._require_keys = False
         self._table: Table | None = None
         self._marked = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -50,9 +53,9 @@ class Publisher:
         """The table published last."""
         return self._table
 
-    def configure(self, traits: Mapping[str, ModelTraits], limits: Limits) -> None:
+    def configure(self, traits: Mapping[str, ModelTraits], limits: Limits, *, require_keys: bool = False) -> None:
         """What the configuration in force says; takes effect with the next table."""
-        self._traits, self._limits = traits, limits
+        self._traits, self._limits, self._require_keys = traits, limits, require_keys
 
     def mark(self) -> None:
         """Something changed: publish soon."""
@@ -73,7 +76,7 @@ class Publisher:
         """Build the table of this moment; where it routes otherwise than the last one, send it."""
         async with self._lock:
             self._marked.clear()
-            snapshot = await asyncio.to_thread(take, self._registry)
+            snapshot, keys = await asyncio.to_thread(lambda: (take(self._registry), self._registry.api_keys()))
             self._generations.seen(self._workers.generation_seen)
             table = build_table(
                 snapshot,
@@ -82,15 +85,13 @@ class Publisher:
                 limits=self._limits,
                 generation=0,
                 capabilities=self._capabilities(),
+                keys=keys,
+                keys_required=self._require_keys,
             )
             if self._table is not None and same_but_generation(table, self._table):
                 table = self._table
             else:
-                table = Table(
-                    generation=self._generations.next(),
-                    models=table.models,
-                    limits=table.limits,
-                )
+                table = msgspec.structs.replace(table, generation=self._generations.next())
             self._table = table
             published = await self._workers.publish(table, APPLIED_TIMEOUT_S)
             if published.waiting_for:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.keys import ApiKey, KeyTerms
 from registry.manifest import Manifest, digest
 from registry.models import BUCKETS, Condition, Route, RouteSegment, ShadowArm, Version
 from serving.control.publish import Generations, ModelTraits, build_table, same_but_generation
@@ -115,6 +116,22 @@ def test_arms_cover_every_bucket_by_their_weight_and_only_ready_engines_are_read
     ready = {one.id for found in table.models["m"].versions.values() for one in found.replicas if one.state == "ready"}
     assert ready == {one.id for one in running if one.state == "ready"}
     assert same_but_generation(table, build(model("v1", "v2", weights=share), *reversed(running), generation=9))
+
+
+def test_keys_in_force_are_in_the_table_and_the_first_one_shuts_the_door() -> None:
+    terms = KeyTerms(name="alice", models=("m",), expires_at=9.0, requests_per_minute=3, budget_period="day")
+    made = {"digest": b"d" * 32, "last4": "abcd", "terms": terms, "created_at": 1.0, "created_by": "me"}
+    key = ApiKey(id="key_1", slot=5, **made)  # type: ignore[arg-type]
+    revoked = ApiKey(id="key_2", slot=6, revoked_at=2.0, **made)  # type: ignore[arg-type]
+
+    def keys(*there: ApiKey, required: bool = False) -> Table:
+        return build_table({}, [], traits={}, limits=Limits(), generation=1, keys=there, keys_required=required)
+
+    (found,) = keys(revoked, key).keys
+    assert (found.id, found.digest, found.slot, found.models, found.expires_at) == ("key_1", b"d" * 32, 5, ("m",), 9.0)
+    assert (found.requests_per_minute, found.budget_period, found.scopes) == (3, "day", ("inference",))
+    assert [keys().keys_required, keys(required=True).keys_required] == [False, True]
+    assert keys(revoked).keys_required, "revoking the last key opens no door"
 
 
 def test_generations_never_go_back(tmp_path: Path) -> None:
