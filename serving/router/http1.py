@@ -305,7 +305,7 @@ class Client(asyncio.Protocol):
             headers += b"retry-after: %d\r\n" % error.retry_after_s
         if error.status == 401:
             headers += b"www-authenticate: Bearer\r\n"
-        self.send(error.status, error.body(), request, content_type=b"application/json", headers=headers)
+        self.send(error.status, error.body(request.target), request, content_type=b"application/json", headers=headers)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """The answer has been written (or its client has gone): the next request may start."""
@@ -429,7 +429,7 @@ class Client(asyncio.Protocol):
             self._close()
             return
         self.deadline = router.now() + (PARTING_S if router.draining else router.snapshot.limits.keepalive_s)
-        if resume and (self._queue or self._pending or self._refusal is not None):
+        if resume and (self._queue or self._pending or self._request is not None or self._refusal is not None):
             self._router.soon(self._resume)
 
     def _resume(self) -> None:
