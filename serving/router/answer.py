@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from registry.usage import RequestRecord
-from serving.errors import envelope
+from serving.errors import stream_error
 from serving.router.continuation import Partial, Resumption
 from serving.router.http1 import status_line
-from serving.router.openai_wire import Usage, read_answer
+from serving.router.openai_wire import STREAM_END, Usage, find_usage, read_answer
 from serving.router.snapshot import VersionState
 from serving.router.sse import Scanner
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 HELD_BYTES_MAX: Final = 64 * 1024
 """What is held back of a stream until its first content; a longer preamble commits."""
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
-"""A whole answer up to this size is read for its usage."""
+"""A whole answer up to this size is read for its usage; of a larger one the end and the beginning are."""
+ENDS_BYTES: Final = 4096
 RETURNED: Final = frozenset(
     {
         b"content-type",
@@ -49,9 +50,11 @@ class Answer:
         "_head",
         "_held",
         "_held_bytes",
+        "_reads",
         "_record",
         "_request",
         "_started",
+        "_tail",
         "_version",
         "committed",
         "holds",
@@ -81,6 +84,8 @@ class Answer:
         self._started = started
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._tail = b""
+        self._reads = False
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._chunked = False
@@ -105,6 +110,7 @@ class Answer:
                 length = value
             elif name in RETURNED:
                 lines.append(b"%b: %b\r\n" % (name, value))
+                self._reads = self._reads or (name == b"content-type" and value.startswith(b"application/json"))
                 if name == b"content-type" and value.startswith(b"text/event-stream") and record.status not in BODILESS:
                     self.scanner = Scanner(hide_usage=hide_usage)
         lines.append(self._version.head)
@@ -148,8 +154,11 @@ class Answer:
 
     def _feed_whole(self, data: bytes) -> None:
         self._body_bytes += len(data)
-        if self._body_bytes <= READ_BYTES_MAX:
-            self._body.append(data)
+        if self._reads or self.holds:
+            if self._body_bytes <= READ_BYTES_MAX:
+                self._body.append(data)
+            else:
+                self._tail = (self._tail + data)[-ENDS_BYTES:]
         if not self.holds:
             self._forward(data)
         elif self._body_bytes > HELD_BYTES_MAX:
@@ -195,7 +204,7 @@ class Answer:
         """End a stream whose engine said how it ended and then neither `[DONE]` nor anything else."""
         scanner = self.scanner
         if scanner is not None and not scanner.done:
-            self._forward(b"data: [DONE]\n\n")
+            self._forward(STREAM_END.get(self._request.endpoint, b"data: [DONE]\n\n"))
             scanner.done = True
         self.note_stream()
         self._close()
@@ -215,7 +224,7 @@ class Answer:
             self._client.abort()
             return
         self.note_stream()
-        self._forward(self.scanner.error_event or b"data: " + envelope(502, message, code=code) + b"\n\n")
+        self._forward(self.scanner.error_event or stream_error(self._request.endpoint, 502, message, code=code))
         self._request.keep_alive = False
         self._close()
 
@@ -235,7 +244,16 @@ class Answer:
     # --- inner ---
 
     def _read_body(self) -> None:
-        answer = read_answer(b"".join(self._body)) if self._body else None
+        if not self._body:
+            return
+        body = b"".join(self._body)
+        if self._tail:
+            ends = (body + self._tail)[-ENDS_BYTES:], body[:ENDS_BYTES]
+            usage = find_usage(ends[0]) or find_usage(ends[1])
+            if usage is not None:
+                self._note_usage(usage)
+            return
+        answer = read_answer(body, self._request.endpoint)
         if answer is not None:
             self._record.finish_reason = answer.finish_reason
             if answer.usage is not None:

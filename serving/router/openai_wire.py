@@ -40,6 +40,10 @@ ENDPOINTS: Final = frozenset(
 `other`."""
 
 
+STREAM_END: Final = {"/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n'}
+"""The event that ends a stream, where it is not `[DONE]`."""
+
+
 def nearest_path(path: str) -> str:
     """The path that was probably meant: without a slash at the end, with or without `/v1`; empty where none is near."""
     tail = "/" + path.strip("/").removeprefix("v1/").lower()
@@ -57,6 +61,10 @@ class Peek(msgspec.Struct, gc=False):
     stream: bool | None = None
     user: str | None = None
     stream_options: StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    service_tier: Any = None
 
     @property
     def wants_usage(self) -> bool:
@@ -245,6 +253,23 @@ def read_answer(body: bytes, endpoint: str = "") -> Answer | Responded | None:
         return _responded.decode(body) if endpoint == "/v1/responses" else _answer.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+USAGE_BYTES_MAX: Final = 2048
+_usage: Final = msgspec.json.Decoder(Usage)
+
+
+def find_usage(text: bytes) -> Usage | None:
+    """Usage in an end of an answer that is too large to be read whole (embeddings)."""
+    at = text.rfind(b'"usage"')
+    start = text.find(b"{", at, at + 16) if at >= 0 else -1
+    stop = start
+    while start >= 0 and (stop := text.find(b"}", stop + 1, start + USAGE_BYTES_MAX)) >= 0:
+        try:
+            return _usage.decode(text[start : stop + 1])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue  # the end of an object within
+    return None
 
 
 class _ErrorBody(msgspec.Struct, gc=False):

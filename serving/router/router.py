@@ -184,7 +184,9 @@ class Router:
             headers = b"allow: %b\r\n" % allowed.encode()
             error = ApiError(405, f"{path} takes {allowed}.", code="method_not_allowed")
         else:
-            error = ApiError(404, f"There is nothing at {path[:200]!r}.", code="unknown_path")
+            meant = openai_wire.nearest_path(path)
+            hint = f" Did you mean {meant}?" if meant else ""
+            error = ApiError(404, f"There is nothing at {path[:200]!r}.{hint}", code="unknown_path")
         self.account_refusal(error, request, len(request.body))
         client.send_error(error, request, headers)
         return None

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from serving.router.openai_wire import Usage
+from serving.router.openai_wire import FINISH, Responded, Usage
 
 TAIL_BYTES_MAX: Final = 256 * 1024
 """An event larger than this goes on in pieces (no event that is kept from a client is near as large)."""
@@ -33,11 +33,10 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    """`response` of the responses API, `message` of the messages API."""
+class _Message(msgspec.Struct, gc=False):
+    """`message` of the messages API."""
 
     usage: Usage | None = None
-    status: str | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -45,14 +44,21 @@ class _Event(msgspec.Struct, gc=False):
     usage: Usage | None = None
     type: str = ""
     delta: object | None = None
-    response: _Envelope | None = None
-    message: _Envelope | str | None = None
+    response: Responded | None = None
+    message: _Message | str | None = None
     error: object | None = None
 
 
 _decode: Final = msgspec.json.Decoder(_Event).decode
-_CONTENT_TYPES: Final = ("response.output_text.delta", "response.reasoning", "response.function_call", "content_block_")
-_END_TYPES: Final = ("response.completed", "response.incomplete", "message_stop")
+_CONTENT_TYPES: Final = (".delta", "content_block_delta")
+"""How the types of events with content end: responses, messages, transcripts, speech."""
+_END_TYPES: Final = (
+    "response.completed",
+    "response.incomplete",
+    "message_stop",
+    "transcript.text.done",
+    "speech.audio.done",
+)
 
 
 class Scanner:
@@ -60,6 +66,7 @@ class Scanner:
 
     __slots__ = (
         "_crlf",
+        "_delta_line",
         "_tail",
         "content_events",
         "done",
@@ -90,6 +97,8 @@ class Scanner:
         """Its code where it is an HTTP status."""
         self._tail = b""
         self._crlf = False
+        self._delta_line = b""
+        """`event: …` of this stream's events with content, where they have such a line."""
 
     @property
     def ended(self) -> bool:
@@ -105,6 +114,9 @@ class Scanner:
             data = self._whole_events(data)
             if not data:
                 return b""
+        if self._delta_line and data.count(self._delta_line) == (events := data.count(b"\n\n")):
+            self.content_events += events  # a line end within JSON is escaped: each of them is such an event
+            return data
         if (
             self.started
             and not self._crlf
@@ -175,7 +187,7 @@ class Scanner:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # not ours to judge: it goes on as it came
         if seen.type:
-            self._note_typed(seen)
+            self._note_typed(event, seen)
             return False
         if seen.error is not None:
             self._note_error(event, seen.error)
@@ -210,19 +222,23 @@ class Scanner:
                 self.finish_reason = choice.finish_reason
         return self.hide_usage and seen.usage is not None and not seen.choices
 
-    def _note_typed(self, seen: _Event) -> None:
+    def _note_typed(self, event: bytes, seen: _Event) -> None:
         """Events of the responses and messages APIs, which name their type. None of them is ever kept back."""
-        if seen.type.startswith(_CONTENT_TYPES) and seen.delta is not None:
+        if seen.type.endswith(_CONTENT_TYPES) and seen.delta:
             self.started = True
             self.content_events += 1
-        for envelope in (seen.response, seen.message):
-            if isinstance(envelope, _Envelope) and envelope.usage is not None:
-                self.usage = _merged(self.usage, envelope.usage)
-        if seen.usage is not None:
-            self.usage = _merged(self.usage, seen.usage)
+            if event.startswith(b"event: ") and not self._crlf:
+                self._delta_line = event[: event.index(b"\n") + 1]
+        for part in (seen.response, seen.message, seen):
+            if part is not None and not isinstance(part, str) and part.usage is not None:
+                self.usage = _merged(self.usage, part.usage)
+        if seen.type == "message_delta" and isinstance(seen.delta, dict):
+            said = str(seen.delta.get("stop_reason") or "")
+            self.finish_reason = FINISH.get(said, said)
         if seen.type in _END_TYPES:
             self.done = True
-            self.finish_reason = self.finish_reason or "stop"
+            said = seen.response.finish_reason if seen.response is not None else self.finish_reason
+            self.finish_reason = said or "stop"
         if seen.type in ("error", "response.failed"):
             self.error = True
 
@@ -231,8 +247,5 @@ def _merged(before: Usage | None, after: Usage) -> Usage:
     """The messages API reports input with the first event and output with the last."""
     if before is None:
         return after
-    return Usage(
-        input_tokens=after.prompt or before.prompt,
-        output_tokens=after.completion or before.completion,
-        cache_read_input_tokens=after.cached or before.cached,
-    )
+    given = {name: value for name in Usage.__struct_fields__ if (value := getattr(after, name)) is not None}
+    return msgspec.structs.replace(before, **given)
