@@ -66,10 +66,16 @@ class Backend:
         self.closing = False
         self.inflight = 0
         self.open = 0
+        self.config = config
         self.update(config)
 
     def update(self, config: Replica) -> None:
-        """Take over state and headers from a new table; address and port are the same."""
+        """Take over state and headers from a new table; address and port are the same.
+
+        A replica that comes back has answered the control plane: what its breaker knew was of the process before.
+        """
+        if config.state == "ready" and self.config.state != "ready":
+            self.breaker = Breaker()
         host = config.host_header or f"{config.host}:{config.port}"
         lines = [b"host: " + host.encode("latin-1")]
         if config.authorization:
