@@ -35,6 +35,7 @@ RETURNED: Final = frozenset(
     }
 )
 """Headers of an engine that a client gets to see, beside our own."""
+FINISH_REASON_CHARS_MAX: Final = 64
 BODILESS: Final = frozenset({204, 304})
 """Statuses whose answers end with their head: framing of a body would be read as the next answer."""
 
@@ -234,7 +235,7 @@ class Answer:
         if scanner is None:
             return
         record.events = scanner.content_events
-        record.finish_reason = scanner.finish_reason
+        record.finish_reason = scanner.finish_reason[:FINISH_REASON_CHARS_MAX]
         if scanner.usage is not None:
             self._note_usage(scanner.usage)
         elif scanner.content_events:
@@ -255,7 +256,7 @@ class Answer:
             return
         answer = read_answer(body, self._request.endpoint)
         if answer is not None:
-            self._record.finish_reason = answer.finish_reason
+            self._record.finish_reason = answer.finish_reason[:FINISH_REASON_CHARS_MAX]
             if answer.usage is not None:
                 self._note_usage(answer.usage)
 

@@ -7,7 +7,7 @@ report it. Never: I/O, validation that is the engine's, touching a byte that nee
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -150,22 +150,26 @@ class Form(Peek, gc=False):
     model_to: int = 0
 
 
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+"""A count that an engine can mean; an answer that says another one is not believed in anything."""
+
+
 class TokenDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = 0
+    cached_tokens: Tokens | None = 0
 
 
 class Usage(msgspec.Struct, gc=False):
     """Token counts in the words of the chat and completions API, and in those of responses and messages."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
     prompt_tokens_details: TokenDetails | None = None
     input_tokens_details: TokenDetails | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
 
     @property
     def prompt(self) -> int:
@@ -175,7 +179,7 @@ class Usage(msgspec.Struct, gc=False):
             return self.prompt_tokens
         if self.input_tokens is not None:
             return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
-        return (self.total_tokens or 0) - self.completion if self.total_tokens else 0
+        return max(0, self.total_tokens - self.completion) if self.total_tokens else 0
 
     @property
     def completion(self) -> int:
