@@ -75,6 +75,7 @@ class Answer:
         started: float,
         hide_usage: bool,
         headers: list[tuple[bytes, bytes]],
+        limits: bytes = b"",
         continuable: bool = False,
         holds: bool = False,
     ) -> None:
@@ -98,7 +99,7 @@ class Answer:
         """How the stream goes on where it was cut: what makes the new replica's events the old one's rest."""
         self.progressed_at = 0.0
         """When content last came, on the router's clock; 0 before any."""
-        self._head = self._make_head(headers, hide_usage)
+        self._head = self._make_head(headers, hide_usage) + limits
         self.partial = Partial() if continuable and self.scanner is not None else None
         """What the stream has said, kept where another replica could go on."""
 

@@ -17,6 +17,7 @@ from serving.router import bodies, forms, openai_wire, split
 from serving.router.answer import Answer
 from serving.router.bodies import Piece
 from serving.router.continuation import resume
+from serving.router.entrance import Permit
 from serving.router.plan import Plan
 from serving.router.resuming import Resuming
 from serving.router.retry import OVERLOADED, REFUSING, RETRIED_STATUSES, Failure, Kind, decide, retry_after_s
@@ -77,6 +78,7 @@ class Exchange:
         "_waiting",
         "client",
         "finished",
+        "permit",
         "record",
         "request",
     )
@@ -99,6 +101,8 @@ class Exchange:
         self._refused: tuple[Answer, str, str] | None = None
         self._paused = False
         self._last_error: ApiError | None = None
+        self.permit: Permit | None = None
+        """What it holds of its key's limits and its model's queue; None where nothing limits it."""
         self.record = RequestRecord(
             request_id=request.request_id,
             started_at=router.wall(),
@@ -128,7 +132,9 @@ class Exchange:
         record = self.record
         record.streamed = self._peek.stream is True
         record.model = self._target.model.config.name
-        self.proceed()
+        entrance = self._router.entrance
+        if entrance is None or entrance.enter(self, self.request, self._peek):
+            self.proceed()
 
     def proceed(self) -> None:
         """The request is admitted: find its version and try it."""
@@ -273,6 +279,7 @@ class Exchange:
             started=self._started,
             hide_usage=self._asks_for_usage,
             headers=headers,
+            limits=self.permit.headers if self.permit is not None else b"",
             continuable=bool(self._version.continuers) and self._may_be_continued,
             holds=status == BAD_REQUEST and bool(self._target.model.larger_context) and self._refused is None,
         )
@@ -591,9 +598,10 @@ class Exchange:
         self._finish("completed")
 
     def _own_headers(self) -> bytes:
-        return b"x-modelyard-attempts: %d\r\nx-modelyard-generation: %d\r\n" % (
+        return b"x-modelyard-attempts: %d\r\nx-modelyard-generation: %d\r\n%b" % (
             self.record.attempts,
             self.record.generation,
+            self.permit.headers if self.permit is not None else b"",
         )
 
     def _finish(self, outcome: Outcome, *, error: str = "") -> None:
@@ -606,6 +614,8 @@ class Exchange:
         record.outcome = outcome
         record.error = error
         record.duration_s = self._router.now() - self._started
+        if self.permit is not None:
+            self.permit.release()
         self._router.account(self)
         self.client.exchange_ended(self)
 

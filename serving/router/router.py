@@ -19,6 +19,8 @@ from serving.errors import ApiError
 from serving.router import openai_wire
 from serving.router.account import SegmentWriter
 from serving.router.affinity import ANCHORS, Prefixes, fingerprints
+from serving.router.counters import Counters
+from serving.router.entrance import Entrance
 from serving.router.exchange import Exchange
 from serving.router.http1 import Client, Request
 from serving.router.keys import check_model, may_use
@@ -35,7 +37,7 @@ class Router:
     """Everything that the exchanges of one worker share.
 
     `now` is a monotonic clock, `wall` the time of day, `rng` the source of buckets for requests without a sticky key;
-    `report` sends a message to the control plane where one listens.
+    `report` sends a message to the control plane where one listens; `counters` are those that workers share.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Router:
         wall: Callable[[], float],
         rng: random.Random,
         report: Callable[[Up], None],
+        counters: Counters | None = None,
     ) -> None:
         self.worker = worker
         self.now = now
@@ -68,6 +71,9 @@ class Router:
         self._leaving: set[Backend] = set()
         self._tallies: dict[str, Tally] = {}
         self._budgets: dict[str, Budget] = {}
+        self._entrance = Entrance(counters or Counters.private(), now=now, wall=wall, later=self.later, soon=self.soon)
+        self.entrance: Entrance | None = None
+        """Where requests ask to be let in; None where nothing is limited."""
         self._prefixes = Prefixes()
         self._cut_off = 0
         self._ids = count(1)
@@ -94,6 +100,7 @@ class Router:
         for gone in self._backends.values():
             self._leave(gone)
         self._backends = backends
+        self.entrance = self._entrance if self._entrance.publish(table) else None
         self._prefixes.retain(backends)
         self.snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
         return Applied(table.generation)
@@ -116,6 +123,7 @@ class Router:
             records_lost=self._segments.records_lost,
             loop_lag_s=loop_lag_s,
             cut_off=self._cut_off,
+            waiting=self._entrance.waiting(),
         )
 
     def drain(self, *, replaced: bool = False) -> None:
@@ -138,6 +146,7 @@ class Router:
 
     def sweep(self, now: float) -> None:
         """End what has waited too long. Called several times a second."""
+        self._entrance.sweep(now)
         for exchange in list(self._exchanges):
             exchange.check_deadlines(now)
         for client in list(self._clients):

@@ -25,6 +25,7 @@ import uvloop
 
 from serving.router.account import SegmentWriter
 from serving.router.control_link import ControlLink
+from serving.router.counters import Counters, CountersError
 from serving.router.http1 import Client
 from serving.router.listeners import Handover, bind, handover_path, take
 from serving.router.protocol import Hello, Stats, Up
@@ -44,7 +45,15 @@ class Worker:
     """One worker process, from its first listening socket to its last record."""
 
     def __init__(
-        self, name: str, host: str, port: int, control_path: Path, segments: Path, *, taken: Path | None = None
+        self,
+        name: str,
+        host: str,
+        port: int,
+        control_path: Path,
+        segments: Path,
+        *,
+        taken: Path | None = None,
+        counters: Path | None = None,
     ) -> None:
         self._name = name
         self._host = host
@@ -52,6 +61,7 @@ class Worker:
         self._control_path = control_path
         self._segments_folder = segments
         self._taken = taken
+        self._counters = counters
         self._started_at = time.time()
         self._stop = asyncio.Event()
         self._has_table = asyncio.Event()
@@ -76,6 +86,7 @@ class Worker:
             wall=time.time,
             rng=random.Random(),  # noqa: S311 - buckets, not secrets
             report=self._report,
+            counters=_counters(self._counters),
         )
         self._listener = bind(self._host, self._port) if self._taken is None else take(self._taken)
         self._port = self._listener.getsockname()[1]
@@ -171,6 +182,17 @@ class Worker:
         )
 
 
+def _counters(path: Path | None) -> Counters | None:
+    """The counters in the file; None where there is none or it cannot be used: then this worker counts alone."""
+    if path is None:
+        return None
+    try:
+        return Counters.open(path)
+    except (OSError, CountersError) as error:
+        sys.stderr.write(f"limits are counted by this worker alone: {path} cannot be used ({error})\n")
+        return None
+
+
 def resident_bytes() -> int:
     """Resident memory of this process, from /proc; 0 where there is none."""
     try:
@@ -197,10 +219,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--socket", type=Path, required=True, help="where the control plane reaches this worker")
     parser.add_argument("--take", type=Path, help="where another worker gives its listening socket away")
+    parser.add_argument("--counters", type=Path, help="the file in which workers of this machine count together")
     parser.add_argument("--segments", type=Path, required=True, help="the folder for records of finished requests")
     options = parser.parse_args()
     places = (options.socket, options.segments)
-    worker = Worker(options.id, options.host, options.port, *places, taken=options.take)
+    shared = {"taken": options.take, "counters": options.counters}
+    worker = Worker(options.id, options.host, options.port, *places, **shared)
     try:
         uvloop.run(worker.run())
     except OSError as error:
