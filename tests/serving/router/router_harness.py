@@ -18,7 +18,7 @@ import httpx
 from registry.usage import RequestRecord, scan
 from serving.router.protocol import Applied, Ask, Down, Framer, Hello, Publish, Stats, Up, decode_up, encode
 from serving.router.split import allocate, arms_of
-from serving.router.table import ANY_NAME, Limits, Model, Replica, Table, Timeouts, Version
+from serving.router.table import ANY_NAME, Key, Limits, Model, Replica, Table, Timeouts, Version
 
 ROOT = Path(__file__).resolve().parents[3]
 Message = TypeVar("Message", Hello, Applied, Stats)
@@ -100,10 +100,11 @@ class RouterProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def publish(self, *models: Model, limits: Limits | None = None) -> int:
+    def publish(self, *models: Model, limits: Limits | None = None, keys: Sequence[Key] = ()) -> int:
         """Publish a table of these models; returns its generation once the worker serves by it."""
         self.generation += 1
-        table = Table(generation=self.generation, models={m.name: m for m in models}, limits=limits or Limits())
+        names = {m.name: m for m in models}
+        table = Table(generation=self.generation, models=names, limits=limits or Limits(), keys=tuple(keys))
         self.control.send(Publish(table))
         assert self.control.wait(Applied).generation == self.generation
         return self.generation
@@ -144,12 +145,14 @@ def read_segments(folder: Path) -> list[RequestRecord]:
 
 
 @contextlib.contextmanager
-def running_router(folder: Path, *, port: int = 0, name: str = "w0") -> Iterator[RouterProcess]:
-    """A worker in a folder of its own; killed at the end if it still runs."""
+def running_router(
+    folder: Path, *, port: int = 0, name: str = "w0", options: Sequence[str] = ()
+) -> Iterator[RouterProcess]:
+    """A worker in a folder of its own; killed at the end if it still runs. `options` go on its command line."""
     segments = folder / "requests"
     segments.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.sock"
-    command = [sys.executable, "-m", "serving.router.worker", "--id", name, "--port", str(port)]
+    command = [sys.executable, "-m", "serving.router.worker", "--id", name, "--port", str(port), *options]
     process = subprocess.Popen([*command, "--socket", str(path), "--segments", str(segments)], cwd=ROOT)
     try:
         deadline = time.monotonic() + 10
