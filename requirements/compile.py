@@ -26,6 +26,7 @@ SETS: dict[str, tuple[str, ...]] = {
 """File -> the extras of pyproject.toml in it."""
 ALONE: dict[str, str] = {
     "setup": "pip and setuptools, which install the rest.",
+    "hosted": "LiteLLM for `engine: hosted`, for an environment of its own: its pins differ from ours.",
     "vllm": "vLLM with CUDA, for an environment of its own: its pins differ from ours. Linux x86-64, Python 3.12.",
 }
 """File -> what it is, for those that are compiled from an .in file of their own."""

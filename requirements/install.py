@@ -1,8 +1,9 @@
 """Make `.venv` and install one set of requirements into it, with progress; the second time costs nothing.
 
-    python3 requirements/install.py quickstart|dev|bench
+    python3 requirements/install.py quickstart|dev|bench|hosted
 
-Owns: `.venv`. Never: anything outside it; resolving versions (requirements/*.txt say them, with hashes).
+Owns: `.venv`, or what MODELYARD_VENV names. Never: anything outside it; resolving versions (requirements/*.txt say
+them, with hashes).
 Runs on the standard library alone, before anything is installed; old Pythons can read it, so that they can say so.
 """
 
@@ -21,8 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("MODELYARD_VENV", str(ROOT / ".venv")))
 STAMP = VENV / "modelyard-installed.json"
 LOG = VENV / "install.log"
-INCLUDES = {"quickstart": ("quickstart", "dev"), "dev": ("dev",), "bench": ("bench",)}
+INCLUDES = {"quickstart": ("quickstart", "dev"), "dev": ("dev",), "bench": ("bench",), "hosted": ("hosted",)}
 """A set of requirements -> the installed sets that hold all of it."""
+ALONE = ("hosted",)
+"""Sets for an environment that modelyard itself is not installed into."""
 
 
 def stop(sentence, log=""):
@@ -200,11 +203,12 @@ def main():
         "pip could not be updated from requirements/setup.txt: check the network and pip's configuration",
     )
     install_packages(name, bar)
-    bar.show("modelyard", 1.0)
-    quiet(
-        pip("--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)),
-        "modelyard itself could not be installed into %s" % VENV,
-    )
+    if name not in ALONE:
+        bar.show("modelyard", 1.0)
+        quiet(
+            pip("--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)),
+            "modelyard itself could not be installed into %s" % VENV,
+        )
     try:
         stamps = json.loads(STAMP.read_text())
     except (OSError, ValueError):

@@ -210,7 +210,7 @@ def test_the_makefile_lists_its_targets() -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     text = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("up", "setup", "test", "lint", "lock", "bench", "clean", "vllm-cpu"):
+    for target in ("up", "setup", "test", "lint", "lock", "bench", "clean", "vllm-cpu", "hosted"):
         assert f"make {target} " in text
 
 

@@ -41,11 +41,12 @@ def register(
     requantize: Annotated[
         str, typer.Option(metavar="LABEL:TYPE", help="Derive it from another version, e.g. v1:Q4_0.")
     ] = "",
-    engine: Annotated[str, typer.Option(help="llama.cpp, vllm or external.")] = "llama.cpp",
+    engine: Annotated[str, typer.Option(help="llama.cpp, vllm, external or hosted.")] = "llama.cpp",
     engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An engine argument; repeat for more.")
     ] = None,
     url: Annotated[str, typer.Option(metavar="URL", help="Base URL of an external engine.")] = "",
+    litellm_model: Annotated[str, typer.Option(metavar="NAME", help="Of a hosted engine: PROVIDER/MODEL.")] = "",
     python: Annotated[str, typer.Option(metavar="PATH", help="The interpreter that has vLLM.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, e.g. Apache-2.0.")] = "",
     as_json: Json = False,
@@ -63,7 +64,8 @@ def register(
     """
     model, label = split_ref(ref)
     version: dict[str, Any] = {"engine": engine, "engine_args": _values(engine_arg or [])}
-    version |= {name: value for name, value in (("url", url), ("python", python), ("licence", licence)) if value}
+    given = {"url": url, "litellm_model": litellm_model, "python": python, "licence": licence}
+    version |= {name: value for name, value in given.items() if value}
     if artifact and requantize:
         raise UserError("--artifact and --requantize exclude each other: give one of them")
     if artifact:

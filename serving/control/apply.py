@@ -35,7 +35,12 @@ def engine_environment(base: Path) -> Callable[[VersionRef, VersionConfig], Mapp
     """What an engine would compute with: its packages and their versions."""
 
     def environment(ref: VersionRef, version: VersionConfig) -> Mapping[str, str]:
-        manifest = Manifest(engine=version.engine, engine_args=dict(version.engine_args), url=version.url)
+        manifest = Manifest(
+            engine=version.engine,
+            engine_args=dict(version.engine_args),
+            url=version.url,
+            litellm_model=version.litellm_model,
+        )
         python = interpreter(version, base)
         return kind(version.engine).environment(EngineVersion(ref=ref, digest="", manifest=manifest, python=python))
 
@@ -103,6 +108,7 @@ class Applier:
                     files=files,
                     python=interpreter(version, base),
                     authorization=authorization(draft.ref, version),
+                    key_variable=version.api_key_env,
                 )
                 kind(draft.manifest.engine).check(wanted)
 
@@ -137,6 +143,7 @@ class Applier:
                         replica=index,
                         python=interpreter(version, base),
                         authorization=authorization(registered.ref, version),
+                        key_variable=version.api_key_env,
                     )
                     for index in range(version.replicas)
                 ]
@@ -182,7 +189,7 @@ def rules_of(model: ModelConfig, route: Route | None) -> Rules:
 
 
 def authorization(ref: VersionRef, version: VersionConfig) -> str:
-    """The Authorization header of an external engine whose key stands in an environment variable. Raises NotThereError.
+    """The Authorization header of an engine whose key stands in an environment variable. Raises NotThereError.
 
     White space around the key is no part of it. Whatever else cannot stand in a header is refused here: whoever would
     have to send it would show the key in an error.
@@ -208,7 +215,9 @@ def traits_of(config: YardConfig) -> dict[str, ModelTraits]:
         name: ModelTraits(
             timeouts=Timeouts(**model.timeouts.model_dump()),
             authorizations={
-                label: authorization(VersionRef(name, label), version) for label, version in model.versions.items()
+                label: authorization(VersionRef(name, label), version)
+                for label, version in model.versions.items()
+                if version.engine != "hosted"  # its bridge has the key, and nobody else
             },
             retry=Retry(**model.retry.model_dump()),
             admission=Admission(**model.admission.model_dump()),

@@ -228,7 +228,8 @@ def _plan_engines(
             wanted.add(identity)
             there = by_id.get(identity)
             if there is None:
-                verb = "its engine is elsewhere: connect to it" if draft.manifest.url else "it does not run yet"
+                elsewhere = draft.manifest.engine == "external"
+                verb = "its engine is elsewhere: connect to it" if elsewhere else "it does not run yet"
                 steps.append(Step("start", identity, verb))
             elif registered is not None and there.digest != registered.digest:
                 steps.append(Step("restart", identity, f"it runs {there.digest}"))

@@ -65,6 +65,7 @@ class Resolver:
             engine_args=dict(version.engine_args),
             artifacts=tuple(artifacts),
             url=version.url,
+            litellm_model=version.litellm_model,
             chat_template=self._template(ref, version.chat_template),
             sampling=dict(version.sampling),
             lineage=self._lineage(ref, version, made),

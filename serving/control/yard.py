@@ -302,7 +302,7 @@ class Yard:
             str(version.ref)
             for model in known.values()
             for version in model.versions.values()
-            if version.manifest.engine == "external"
+            if version.manifest.engine in ("external", "hosted")
         )
         self._engines_seen(replicas)
         served = [known[name] for name in self.parts.config.models if name in known]

@@ -27,6 +27,7 @@ KINDS: Final[Mapping[str, str]] = {
     "llama.cpp": "serving.engines.llama_cpp:KIND",
     "vllm": "serving.engines.vllm:KIND",
     "external": "serving.engines.external:KIND",
+    "hosted": "serving.engines.hosted:KIND",
 }
 """`engine:` in a configuration -> where its kind is; imported when it is used."""
 
@@ -83,6 +84,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Of one request; 0 where the engine does not say."""
     model_names: tuple[str, ...] = ()
     """The names in its `/v1/models`."""
+    input_price_per_million: float = 0.0
+    """Of a hosted engine: what a million prompt tokens cost, by LiteLLM's price list in USD or by its engine_args; 0
+    where nobody knows."""
+    output_price_per_million: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +103,11 @@ class EngineVersion:
     """Where the manifest's artifacts lie, in its order; verified by whoever made this value."""
     replica: int = 0
     python: str = ""
-    """The interpreter of the environment that has vLLM."""
+    """The interpreter of the environment that has vLLM, or LiteLLM."""
     authorization: str = field(default="", repr=False)
-    """The whole Authorization header of an external engine; kept in memory only."""
+    """The whole Authorization header of an external or hosted engine; kept in memory only."""
+    key_variable: str = ""
+    """The environment variable that it came from."""
     threads: int = 0
     """Compute threads; 0 lets the supervisor share the cores among its engines."""
     folder: Path = Path()
@@ -118,7 +125,7 @@ class Launch:
 
     argv: tuple[str, ...]
     """Empty for an engine that somebody else runs."""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     """On top of the minimal environment."""
     cwd: Path = Path("/")
     host: str = LOOPBACK
@@ -172,12 +179,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def fingerprint(kind: EngineKind, version: EngineVersion) -> str:
-    """What must be equal for a running engine to be adopted: the command line (but for its port) and the digest.
+    """What must be equal for a running engine to be adopted: the command line (but for its port), the digest, and the
+    key that it was given.
 
     The environment is left out: the share of threads changes with every neighbour, and is no reason for a restart.
     """
     launch = kind.launch(version, 0)
-    text = "\0".join((*launch.argv, launch.base_url, str(launch.cwd), version.digest))
+    keys = (version.authorization,) if version.authorization else ()
+    text = "\0".join((*launch.argv, launch.base_url, str(launch.cwd), version.digest, *keys))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

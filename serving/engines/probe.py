@@ -11,8 +11,10 @@ import json
 from typing import Any, Final
 
 import httpx
+import msgspec
 
 from serving.engines.base import Capabilities, Launch
+from serving.engines.hosted_child import CAPABILITIES
 
 READY_TIMEOUT_S: Final = 2.0
 ASK_TIMEOUT_S: Final = 120.0
@@ -57,6 +59,8 @@ async def probe(client: httpx.AsyncClient, launch: Launch, kind: str, model: str
     6. Adapters, sleep mode and metrics by their endpoints.
     """
     asker = Asker(client, launch, kind)
+    if kind == "hosted":  # it says what it can do: every question to its provider would cost money
+        return await declared(asker)
     models = await asker.get("/v1/models")
     listed = [entry for entry in models.get("data", []) if isinstance(entry, dict)]
     names = tuple(str(entry.get("id", "")) for entry in listed)
@@ -79,6 +83,14 @@ async def probe(client: httpx.AsyncClient, launch: Launch, kind: str, model: str
         context_tokens=next((found for entry in listed if (found := _context(entry))), 0),
         model_names=names,
     )
+
+
+async def declared(asker: Asker) -> Capabilities:
+    """What a bridge to a hosted API says of itself; nothing where it does not answer."""
+    try:
+        return msgspec.convert(await asker.get(CAPABILITIES), Capabilities)
+    except msgspec.ValidationError:
+        return Capabilities()
 
 
 class Asker:

@@ -37,6 +37,8 @@ log = logging.getLogger("modelyard.engines")
 
 STOP_S: Final = 10.0
 """What an engine gets between SIGTERM and SIGKILL where nothing else is said."""
+ELSEWHERE: Final = frozenset(("external", "hosted"))
+"""Engines that compute on somebody else's machine: they take no share of the cores."""
 GOING: Final = frozenset(("failed", "draining", "stopped"))
 """A replica in one of these states never comes back: where it is wanted, it is made anew."""
 
@@ -92,7 +94,7 @@ class Supervisor:
             await self._apply(wanted, drain, deadline_s)
 
     async def _apply(self, wanted: Sequence[EngineVersion], drain: Drain | None, deadline_s: float) -> None:
-        threads = threads_per_engine(self._cores, sum(not version.manifest.url for version in wanted))
+        threads = threads_per_engine(self._cores, sum(version.manifest.engine not in ELSEWHERE for version in wanted))
         made = {version.id: self._replica(version, threads) for version in wanted}
         kept = {
             identity

@@ -22,6 +22,8 @@ import httpx
 import pytest
 from engines import vllm_cpu
 
+from serving.engines.hosted import found_interpreter
+
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
 
@@ -87,6 +89,17 @@ def vllm_python(request: pytest.FixtureRequest) -> str:
         common: Any = request.config.pluginmanager.get_plugin(str(vllm_cpu.ROOT / "tests" / "conftest.py"))
         common.missing("vllm", "run `python tests/engines/vllm_cpu.py`, which takes some minutes")
     return str(vllm_cpu.PYTHON)
+
+
+@pytest.fixture(scope="session")
+def hosted_python(request: pytest.FixtureRequest) -> str:
+    """The interpreter of an environment that has LiteLLM: our own, or that of `.venv-hosted`."""
+    found = found_interpreter()
+    if found is None:
+        common: Any = request.config.pluginmanager.get_plugin(str(vllm_cpu.ROOT / "tests" / "conftest.py"))
+        common.missing("litellm", "run `make hosted`")
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")

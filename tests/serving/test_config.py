@@ -44,7 +44,7 @@ def test_defaults_are_safe() -> None:
         ("engine: llama.cpp", "enigne: llama.cpp", 4, "did you mean 'engine'"),
         ("    route:", "    rout:", 6, "did you mean 'route'"),
         ("models:", "modles:", 1, "did you mean 'models'"),
-        ("engine: llama.cpp", "engine: llamacpp", 4, "'llama.cpp', 'vllm' or 'external'"),
+        ("engine: llama.cpp", "engine: llamacpp", 4, "'llama.cpp', 'vllm', 'external' or 'hosted'"),
         ('artifact: "file:a.gguf", ', "", 4, "needs `artifact:`"),
         ("file:a.gguf", "fil:a.gguf", 4, "begins with none of file:, pypi:"),
         ('"file:a.gguf"', "{requantize: v9}", 2, "which is not one of v1, v2"),

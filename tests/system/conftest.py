@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from engines.fixtures import fake_engine, vllm_checkpoints, vllm_python  # noqa: F401 - fixtures
+from engines.fixtures import fake_engine, hosted_python, vllm_checkpoints, vllm_python  # noqa: F401 - fixtures
 from stack import QUICKSTART, Stack, stack
 
 from registry.artifacts import ArtifactStore, NoProgress, RequantizeSource, fetch

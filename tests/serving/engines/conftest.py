@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 from engine_harness import version
-from engines.fixtures import FAKE_ENGINE, fake_engine, vllm_checkpoints, vllm_python  # noqa: F401 - fixtures
+from engines.fixtures import (  # noqa: F401 - fixtures
+    FAKE_ENGINE,
+    fake_engine,
+    hosted_python,
+    vllm_checkpoints,
+    vllm_python,
+)
 
 from serving.engines import process
 from serving.engines.base import EngineVersion
