@@ -429,7 +429,7 @@ class Client(asyncio.Protocol):
             self._close()
             return
         self.deadline = router.now() + (PARTING_S if router.draining else router.snapshot.limits.keepalive_s)
-        if resume and (self._queue or self._pending or self._refusal is not None):
+        if resume and (self._queue or self._pending or self._request is not None or self._refusal is not None):
             self._router.soon(self._resume)
 
     def _resume(self) -> None:
