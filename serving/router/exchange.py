@@ -74,6 +74,7 @@ class Exchange:
         "_router",
         "_started",
         "_target",
+        "_uncopied",
         "_version",
         "_waiting",
         "client",
@@ -100,6 +101,7 @@ class Exchange:
         """Replicas that cut the stream or did not go on with it -> how many events the client had then."""
         self._refused: tuple[Answer, str, str] | None = None
         self._paused = False
+        self._uncopied = False
         self._last_error: ApiError | None = None
         self.permit: Permit | None = None
         """What it holds of its key's limits and its model's queue; None where nothing limits it."""
@@ -141,6 +143,7 @@ class Exchange:
         target = self._target
         self.record.assigned = self._assign(target)
         target.model.budget.deposit()
+        self._uncopied = bool(target.model.shadows) and target.pinned is None
         self._plan = Plan(self._chain(target), target.model.config.retry.attempts_max, self._choose)
         if self._plan.next(self._router.now()):
             self._attempt()
@@ -197,7 +200,7 @@ class Exchange:
         if record.attempts == 1:
             record.overhead_s = now - self._started - record.queued_s
         record.dispatched_s = now - self._started
-        self.dispatch(self, self._request_bytes(backend), now)
+        self.dispatch(self, self.request_bytes(plan.version, backend), now)
 
     def dispatch(self, receiver: Receiver, data: list[Piece], now: float, *, fresh: bool = False) -> None:
         """Hand a request to the replica taken, over an idle connection where there is one."""
@@ -207,8 +210,11 @@ class Exchange:
         self._connection = None if fresh else backend.send(receiver, data)
         if self._connection is None:
             self._connecting = self._router.spawn(self._connect(backend, receiver, data))
-        elif self._paused:
+            return
+        if self._paused:
             self._connection.pause()
+        if self._uncopied:
+            self._offer_to_shadows()
 
     async def _connect(self, backend: Backend, receiver: Receiver, data: list[Piece]) -> None:
         error = ""
@@ -227,15 +233,22 @@ class Exchange:
         connection.send(receiver, data, fresh=True)
         if self._paused:
             connection.pause()
+        if self._uncopied:
+            self._offer_to_shadows()
 
-    def _request_bytes(self, backend: Backend) -> list[Piece]:
+    def _offer_to_shadows(self) -> None:
+        """The request has been handed to an engine for the first time: now it may be copied."""
+        self._uncopied = False
+        self._router.shadows.offer(self, self._target.model)
+
+    def request_bytes(self, version: VersionState, backend: Backend, request_id: str = "") -> list[Piece]:
         """Head and body for one replica: the client's own body, unless its model name or usage must be set."""
-        seen, names = self._peek, self._version.config.served_names
+        seen, names = self._peek, version.config.served_names
         name = None if names[0] == ANY_NAME or seen.model in names else names[0]
-        parts = bodies.outgoing(self.request.body, seen, name=name, usage=self._asks_for_usage)
-        return self.request_to(backend, self.request.target, *parts)
+        parts = bodies.outgoing(self.request.body, seen, name=name, usage=self._asks_for_usage(version))
+        return self.request_to(backend, self.request.target, *parts, request_id=request_id)
 
-    def request_to(self, backend: Backend, target: bytes, *body: Piece) -> list[Piece]:
+    def request_to(self, backend: Backend, target: bytes, *body: Piece, request_id: str = "") -> list[Piece]:
         """The bytes of a request to a replica, with what of the client's head an engine gets to see."""
         request = self.request
         length = sum(map(len, body))
@@ -243,7 +256,7 @@ class Exchange:
             backend.path_prefix,
             target,
             backend.head,
-            request.request_id.encode("latin-1"),
+            (request_id or request.request_id).encode("latin-1"),
             length,
         )
         headers = request.headers
@@ -254,13 +267,12 @@ class Exchange:
         head += b"\r\n"
         return [head, *body] if length >= bodies.LARGE_BYTES else [b"".join((head, *body))]
 
-    @property
-    def _asks_for_usage(self) -> bool:
+    def _asks_for_usage(self, version: VersionState) -> bool:
         """Whether we ask for usage on the client's behalf (and keep the answer to ourselves)."""
         return (
             self.record.streamed
             and self.request.endpoint in openai_wire.GENERATING
-            and self._version.config.stream_usage
+            and version.config.stream_usage
             and not self._peek.wants_usage
         )
 
@@ -277,7 +289,7 @@ class Exchange:
             record,
             self._version,
             started=self._started,
-            hide_usage=self._asks_for_usage,
+            hide_usage=self._asks_for_usage(self._version),
             headers=headers,
             limits=self.permit.headers if self.permit is not None else b"",
             continuable=bool(self._version.continuers) and self._may_be_continued,
@@ -345,7 +357,7 @@ class Exchange:
     def on_broken(self, error: str, *, stale: bool) -> None:
         self._connection = None
         if stale and self._backend is not None:
-            self.dispatch(self, self._request_bytes(self._backend), self._router.now(), fresh=True)
+            self.dispatch(self, self.request_bytes(self._version, self._backend), self._router.now(), fresh=True)
         elif self._answer is not None and self._answer.committed:
             self._cut(error, "The engine stopped in the middle of its answer.")
         else:

@@ -26,6 +26,7 @@ from serving.router.http1 import Client, Request
 from serving.router.keys import check_model, may_use
 from serving.router.protocol import Applied, Failure, Stats, Up
 from serving.router.retry import Budget
+from serving.router.shadow import Shadows
 from serving.router.snapshot import Snapshot, Tally, Target, VersionState
 from serving.router.table import Key, Table
 from serving.router.upstream import Backend
@@ -75,6 +76,7 @@ class Router:
         self.entrance: Entrance | None = None
         """Where requests ask to be let in; None where nothing is limited."""
         self._prefixes = Prefixes()
+        self.shadows = Shadows(self)
         self._cut_off = 0
         self._ids = count(1)
         self._id_prefix = f"req-{rng.getrandbits(64):016x}-"
@@ -102,7 +104,9 @@ class Router:
         self._backends = backends
         self.entrance = self._entrance if self._entrance.publish(table) else None
         self._prefixes.retain(backends)
-        self.snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
+        snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
+        self.shadows.attach(snapshot)
+        self.snapshot = snapshot
         return Applied(table.generation)
 
     def stats(self, resident_bytes: int, loop_lag_s: float) -> Stats:
@@ -113,7 +117,9 @@ class Router:
         return Stats(
             at=wall,
             inflight={backend.config.id: backend.inflight for backend in every if backend.inflight},
-            oldest_started_at=min((exchange.record.started_at for exchange in self._exchanges), default=wall),
+            oldest_started_at=min(
+                wall, self.shadows.oldest_started_at, *(exchange.record.started_at for exchange in self._exchanges)
+            ),
             flushed_bytes=self._segments.flushed_bytes,
             segment=self._segments.segment,
             connections=len(self._clients),
@@ -134,6 +140,7 @@ class Router:
         """
         self.draining = True
         self.replaced = replaced
+        self.shadows.cancel()
         for client in list(self._clients):
             client.close_if_idle()
         self._note_idle()
@@ -149,6 +156,7 @@ class Router:
         self._entrance.sweep(now)
         for exchange in list(self._exchanges):
             exchange.check_deadlines(now)
+        self.shadows.sweep(now)
         for client in list(self._clients):
             client.check_deadline(now)
         for backend in self._backends.values():
@@ -292,6 +300,10 @@ class Router:
         self._segments.append(exchange.record)
         if self.draining:
             self._note_idle()
+
+    def account_shadow(self, record: RequestRecord) -> None:
+        """Count a copy of a request, which is no client's."""
+        self._segments.append(record)
 
     def account_refusal(self, error: ApiError, request: Request, body_bytes: int) -> None:
         """Count a request that never became an exchange."""

@@ -7,7 +7,7 @@ Snapshot, and exchanges that began under an old one keep it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -16,6 +16,9 @@ from serving.router.retry import Budget
 from serving.router.rules import Rules
 from serving.router.table import Key, Model, Table, Version
 from serving.router.upstream import Backend
+
+if TYPE_CHECKING:
+    from serving.router.shadow import Lane
 
 HEADER: Final = b"header"
 
@@ -50,7 +53,7 @@ class VersionState:
 class ModelState:
     """One model: its versions and the route in force."""
 
-    __slots__ = ("budget", "config", "fallback", "larger_context", "rules", "salt", "sticky", "versions")
+    __slots__ = ("budget", "config", "fallback", "larger_context", "rules", "salt", "shadows", "sticky", "versions")
 
     def __init__(self, config: Model, versions: Mapping[str, VersionState], budget: Budget) -> None:
         self.config = config
@@ -58,6 +61,8 @@ class ModelState:
         self.budget = budget
         """What failures may add to the load; kept across generations."""
         self.rules = Rules(config.segments) if config.segments else None
+        self.shadows: tuple[tuple[VersionState, Lane], ...] = ()
+        """Set by `shadow`, which knows what is under way."""
         for label, version in versions.items():
             version.affinity_seed = (hash((config.name, label)) or 1) if config.affinity else 0
             version.continuers = _continuers(label, config, versions)
