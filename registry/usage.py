@@ -99,6 +99,12 @@ class RequestRecord(msgspec.Struct, array_like=True, gc=False):
     continuations: int = 0
     """How often its stream was taken over by another replica after its first token."""
     source: AnswerSource = "engine"
+    trace_id: str = ""
+    """32 hexadecimal digits where the request is traced; "" where it is not."""
+    span_id: str = ""
+    """The span of the request here; 16 digits."""
+    parent_span_id: str = ""
+    """The client's span; "" where the trace begins here."""
 
     @property
     def ended_at(self) -> float:

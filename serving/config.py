@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -33,6 +33,9 @@ class AccessLogConfig(Section):
     path: str = Field("", description='A file, or "" for access.jsonl in the state directory.')
     sample: int = Field(10_000, ge=0, le=10_000, description="Basis points of completed requests; others always.")
     bytes_max: int = Field(64 * 1024 * 1024, ge=1024 * 1024, description="Then it is rotated; one older file is kept.")
+    redact: tuple[Literal["request_id", "key_id", "trace_id", "segment", "bucket", "replica", "finish_reason"], ...] = (
+        Field((), description="Fields that no line holds; with `request_id` its other places are left out too.")
+    )
 
 
 class TracingConfig(Section):

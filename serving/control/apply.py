@@ -24,7 +24,7 @@ from serving.control.publish import ModelTraits
 from serving.control.resolve import Resolver
 from serving.engines.base import EngineVersion, kind
 from serving.router.split import allocate
-from serving.router.table import Admission, Cache, Limits, Retry, Timeouts
+from serving.router.table import Admission, Cache, Limits, Retry, Timeouts, Tracing
 
 
 class RefusedError(UserError):
@@ -228,6 +228,11 @@ def traits_of(config: YardConfig) -> dict[str, ModelTraits]:
         )
         for name, model in config.models.items()
     }
+
+
+def tracing_of(server: ServerConfig) -> Tracing | None:
+    """Which requests are traced, from the configuration's `server:`."""
+    return Tracing(sample=server.tracing.sample) if server.tracing is not None else None
 
 
 def limits_of(server: ServerConfig) -> Limits:

@@ -25,8 +25,9 @@ from serving.config import ServerConfig, YardConfig
 from serving.control import snapshot
 from serving.control.accounts import Accounts
 from serving.control.admin_models import Status
-from serving.control.apply import Applier, limits_of, traits_of
+from serving.control.apply import Applier, limits_of, tracing_of, traits_of
 from serving.control.changes import Changes
+from serving.control.outlets import Outlets
 from serving.control.plan import Plan
 from serving.control.publisher import Publisher
 from serving.control.status import device_view, inflight_of, model_statuses, replica_view, state_of, worker_view
@@ -51,6 +52,7 @@ class Parts:
     changes: Changes
     sampler: Sampler
     accounts: Accounts
+    outlets: Outlets
 
 
 class Desk:
@@ -136,6 +138,7 @@ class Desk:
             plan, _ = await asyncio.to_thread(prepare, fetching=not dry_run)  # may take minutes: traffic can change
             if dry_run:
                 return plan
+            open_outlets = await asyncio.to_thread(parts.outlets.configure, config.server, base)
             async with parts.changes.lock:
                 plan, drafts = await asyncio.to_thread(prepare, fetching=True)
                 at = time.time()
@@ -145,7 +148,9 @@ class Desk:
                 wanted = await asyncio.to_thread(parts.applier.wanted, config, base, running=there)
                 parts.config = config
                 parts.publisher.configure(traits, limits_of(config.server))
-            await parts.workers.resize(config.server.workers)
+                parts.publisher.trace(tracing_of(config.server))
+            await asyncio.to_thread(open_outlets)
+            await parts.workers.resize(config.server.workers, config.server.drain_s)
             await parts.supervisor.apply(wanted, drain=self._emptied)
             await parts.publisher.publish()
             after = {"steps": [f"{step.kind} {step.subject}" for step in plan.changes]}

@@ -16,7 +16,7 @@ from serving.control.publish import Generations, ModelTraits, RunningReplica, bu
 from serving.control.snapshot import take
 from serving.control.workers import Published, Workers
 from serving.engines.base import Capabilities
-from serving.router.table import Limits, Table
+from serving.router.table import Limits, Table, Tracing
 
 log = logging.getLogger("modelyard.publish")
 
@@ -43,6 +43,7 @@ class Publisher:
         self._capabilities = capabilities
         self._traits: Mapping[str, ModelTraits] = {}
         self._limits = Limits()
+        self._tracing: Tracing | None = None
         self._require_keys = False
         self._table: Table | None = None
         self._marked = asyncio.Event()
@@ -56,6 +57,10 @@ class Publisher:
     def configure(self, traits: Mapping[str, ModelTraits], limits: Limits, *, require_keys: bool = False) -> None:
         """What the configuration in force says; takes effect with the next table."""
         self._traits, self._limits, self._require_keys = traits, limits, require_keys
+
+    def trace(self, tracing: Tracing | None) -> None:
+        """Which requests are traced; takes effect with the next table."""
+        self._tracing = tracing
 
     def mark(self) -> None:
         """Something changed: publish soon."""
@@ -88,6 +93,7 @@ class Publisher:
                 keys=keys,
                 keys_required=self._require_keys,
             )
+            table = msgspec.structs.replace(table, tracing=self._tracing)
             if self._table is not None and same_but_generation(table, self._table):
                 table = self._table
             else:

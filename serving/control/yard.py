@@ -39,11 +39,12 @@ from serving.control import snapshot
 from serving.control.accounts import Accounts, Live
 from serving.control.admin_api import create_app
 from serving.control.admin_server import AdminServer, bind
-from serving.control.apply import Applier, engine_environment, limits_of, traits_of
+from serving.control.apply import Applier, engine_environment, limits_of, tracing_of, traits_of
 from serving.control.changes import Changes
 from serving.control.desk import Desk, Parts
 from serving.control.ingest import Ingest
 from serving.control.lock import YardLock
+from serving.control.outlets import Outlets
 from serving.control.publish import Generations
 from serving.control.publisher import Publisher
 from serving.control.status import (
@@ -151,6 +152,7 @@ class Yard:
             changes=changes,
             sampler=sampler,
             accounts=accounts,
+            outlets=self._outlets,
         )
         self.desk = Desk(self.parts, lambda: self._info)
 
@@ -160,8 +162,12 @@ class Yard:
         self._device = (await asyncio.to_thread(reader.read, time.time()))[0].device
         sampler = Sampler(reader, lambda: self._pids, resume_at=await asyncio.to_thread(ledger.cursor, HELD))
 
+        self._outlets = Outlets(self.state.root, version=_own_version())
+        self._stack.push_async_callback(asyncio.to_thread, self._outlets.close)
+
         def collect(records: Sequence[RequestRecord]) -> None:
             accounts.collect(records)
+            self._outlets.take(records)
 
         ingest = await asyncio.to_thread(
             lambda: Ingest(self.state.requests, ledger, device_of=self._device_of, on_records=collect, meter=sampler)
@@ -186,12 +192,14 @@ class Yard:
         if not self.parts.workers.left_running():
             check_port_free(server.host, server.port, "--port")
         base = self._path.absolute().parent
+        (await asyncio.to_thread(self._outlets.configure, server, base))()
         plan, drafts = await asyncio.to_thread(self.parts.applier.prepare, self.parts.config, base, [], fetching=True)
         await asyncio.to_thread(
             self.parts.applier.register, plan, drafts, self.parts.config, base, actor=_user(), at=time.time()
         )
         wanted = await asyncio.to_thread(self.parts.applier.wanted, self.parts.config, base, running={})
         self.parts.publisher.configure(traits_of(self.parts.config), limits_of(server))
+        self.parts.publisher.trace(tracing_of(server))
         self._adopted = await self.parts.workers.start(server.host, server.port, server.workers)
         await self.parts.supervisor.apply(wanted)
         if self._adopted:

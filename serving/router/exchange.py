@@ -125,6 +125,8 @@ class Exchange:
 
     def start(self) -> None:
         """Send the request on its way, or refuse it."""
+        if self._router.tracer is not None:
+            self._router.tracer.begin(self.record, self.request.headers)
         try:
             self._peek = _peek(self.request)
             self._target = self._router.resolve(str(self._peek.model), self.request.key)

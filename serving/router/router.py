@@ -29,6 +29,7 @@ from serving.router.retry import Budget
 from serving.router.shadow import Shadows
 from serving.router.snapshot import Snapshot, Tally, Target, VersionState
 from serving.router.table import Key, Table
+from serving.router.tracing import Tracer
 from serving.router.upstream import Backend
 
 JSON: Final = b"application/json"
@@ -57,6 +58,8 @@ class Router:
         self.now = now
         self.wall = wall
         self.draining = False
+        self.tracer: Tracer | None = None
+        """None where nothing is traced."""
         self.replaced = False
         """While draining: another worker serves on, so no client need be turned away from its connection."""
         self.idle = asyncio.Event()
@@ -104,6 +107,7 @@ class Router:
         self._backends = backends
         self.entrance = self._entrance if self._entrance.publish(table) else None
         self._prefixes.retain(backends)
+        self.tracer = Tracer(table.tracing.sample, self._rng) if table.tracing is not None else None
         snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
         self.shadows.attach(snapshot)
         self.snapshot = snapshot

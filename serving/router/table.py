@@ -193,20 +193,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     budget_period: Literal["day", "month", "total"] = "month"
 
 
-class AccessLog(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """JSON lines of finished requests; "" as `path` writes none."""
-
-    path: str = ""
-    sample: int = 10_000
-    """Basis points of completed requests; others are always written."""
-    bytes_max: int = 64 * 1024 * 1024
-
-
 class Tracing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """Spans in OpenTelemetry's form; "" as `endpoint` makes none."""
+    """Which requests are traced; their spans are made from their records, by the control plane."""
 
-    endpoint: str = ""
-    """OTLP over HTTP, e.g. `http://127.0.0.1:4318`."""
     sample: int = 10_000
     """Basis points of requests that come without a decision of their own."""
 
@@ -220,8 +209,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     keys: tuple[Key, ...] = ()
     keys_required: bool = False
     """Requests without a valid key are refused, even where there are no keys."""
-    access_log: AccessLog = AccessLog()
-    tracing: Tracing = Tracing()
+    tracing: Tracing | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
