@@ -6,15 +6,20 @@ Owns: a bounded sliding window over request records. Never: I/O, clocks (`now` i
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from monitoring.observe import mean_gap_s, outcome_class
+from monitoring.observe import mean_gap_s
 from registry.usage import RequestRecord
 
 FAULTS = ("failed", "truncated")
-"""Outcome classes that are the service's fault."""
+"""Outcomes that are the service's fault."""
+
+_owner = attrgetter("model", "version")
+_outcome = attrgetter("outcome")
+_completion = attrgetter("completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,15 @@ class RecentWindow:
         span_s = max(now - start, 1.0)
         if len(self._records) == self._records.maxlen:  # the oldest ones were pushed out: the window is shorter
             span_s = max(1e-3, min(span_s, now - min(record.ended_at for record in self._records)))
-        found: dict[tuple[str, str], list[RequestRecord]] = {}
-        for record in self._records:
-            if start <= record.ended_at <= now and record.version:
-                found.setdefault((record.model, record.version), []).append(record)
-        return {key: _rates(records, span_s) for key, records in found.items()}
+        found: defaultdict[tuple[str, str], list[RequestRecord]] = defaultdict(list)
+        for owner, record in zip(map(_owner, self._records), self._records, strict=True):
+            if start <= record.started_at + record.duration_s <= now:
+                found[owner].append(record)
+        return {owner: _rates(records, span_s) for owner, records in found.items() if owner[1]}
 
     def _forget(self, before: float) -> None:
-        if any(record.ended_at < before for record in self._records):
-            kept = [record for record in self._records if record.ended_at >= before]
+        kept = [record for record in self._records if record.started_at + record.duration_s >= before]
+        if len(kept) < len(self._records):
             self._records.clear()
             self._records.extend(kept)
 
@@ -82,9 +87,9 @@ def quantile(values: Sequence[float], q: float) -> float | None:
 
 
 def _rates(records: Sequence[RequestRecord], span_s: float) -> VersionRates:
-    classes = [outcome_class(record) for record in records]
-    failures = sum(name in FAULTS for name in classes)
-    served = sum(name != "rejected" for name in classes)
+    outcomes = Counter(map(_outcome, records))
+    failures = sum(outcomes[name] for name in FAULTS)
+    served = len(records) - outcomes["rejected"]
     first = [record.first_token_s for record in records if record.streamed and record.first_token_s > 0]
     gaps = [gap for record in records if record.streamed and (gap := mean_gap_s(record)) is not None]
     return VersionRates(
@@ -92,7 +97,7 @@ def _rates(records: Sequence[RequestRecord], span_s: float) -> VersionRates:
         failures=failures,
         requests_per_second=len(records) / span_s,
         error_rate=failures / served if served else None,
-        tokens_per_second=sum(record.completion_tokens for record in records) / span_s,
+        tokens_per_second=sum(map(_completion, records)) / span_s,
         ttft_p50_s=quantile(first, 0.5),
         ttft_p95_s=quantile(first, 0.95),
         itl_p50_s=quantile(gaps, 0.5),

@@ -6,8 +6,10 @@ allocation (serving.router.split does), fetching artifacts, talking to engines.
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,9 @@ class Registry:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.changes = 0
+        """Another number after every change made here: who follows the registry reads it again only then."""
+        self._numbers = itertools.count(1)
 
     @classmethod
     def open(cls, location: str | Path) -> Registry:
@@ -51,6 +56,12 @@ class Registry:
     def close(self) -> None:
         """Let go of the database's connections."""
         self.engine.dispose()
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with write(self.engine) as connection:
+            yield connection
+        self.changes = next(self._numbers)
 
     # Versions
 
@@ -63,7 +74,7 @@ class Registry:
         check_name("model", model)
         check_name("version", label)
         version = Version(model, label, manifest, digest(manifest), author, at)
-        with write(self.engine) as connection:
+        with self._write() as connection:
             known = _find_version(connection, model, label)
             if known is not None:
                 _check_same(known, version)
@@ -122,7 +133,7 @@ class Registry:
         alias points to it.
         """
         table = schema.versions
-        with write(self.engine) as connection:
+        with self._write() as connection:
             version = _version(connection, model, label)
             if version.retired_at is not None:
                 return version
@@ -141,7 +152,7 @@ class Registry:
         check_name("alias", name)
         alias = Alias(model, name, label, at, actor)
         table = schema.aliases
-        with write(self.engine) as connection:
+        with self._write() as connection:
             _check_usable(connection, model, [label])
             if _find_version(connection, model, name) is not None:
                 raise ConflictError(f"{model}@{name} is a version already", remedy="choose another alias")
@@ -220,7 +231,7 @@ class Registry:
         for segment in segments or ():
             check_name("segment", segment.name)
             _check_allocation(check_weights(segment.weights), segment.allocation)
-        with write(self.engine) as connection:
+        with self._write() as connection:
             salt = _require_model(connection, model)
             before = _head(connection, model)
             kept = before or Route(model=model, revision=0, weights={}, allocation=(), salt=salt)
@@ -279,7 +290,7 @@ class Registry:
         """
         terms.check()
         secret = keys.new_secret()
-        with write(self.engine) as connection:
+        with self._write() as connection:
             for model in terms.models:
                 _require_model(connection, model)
             key = keys.create(connection, secret, terms, actor=actor, at=at)
@@ -293,7 +304,7 @@ class Registry:
 
     def revoke_key(self, key_id: str, *, actor: str, at: float) -> ApiKey:
         """Take a key out of use; its record stays. Revoking it again changes nothing. Raises NotFoundError."""
-        with write(self.engine) as connection:
+        with self._write() as connection:
             key = keys.find(connection, key_id)
             if key.revoked_at is not None:
                 return key
@@ -313,7 +324,7 @@ class Registry:
         after: Mapping[str, Any] | None = None,
     ) -> None:
         """Write an audit row for something that happened outside the registry, e.g. an applied configuration."""
-        with write(self.engine) as connection:
+        with self._write() as connection:
             _audit(connection, action, subject, actor=actor, at=at, before=before, after=after)
 
     def audit(self, limit: int = 100, subject: str | None = None) -> list[AuditEntry]:

@@ -43,8 +43,9 @@ def up(
       modelyard up configs/quickstart.yaml
       modelyard up configs/quickstart.yaml --port 9000 --admin-port 9001 --state-dir /var/lib/modelyard
     """
-    import asyncio  # noqa: PLC0415 - all of this costs over a second
     import logging  # noqa: PLC0415
+
+    import uvloop  # noqa: PLC0415 - all of this costs over a second
 
     from registry.errors import ArtifactError, RegistryError  # noqa: PLC0415
     from registry.state import STATE_DIR_VARIABLE, StateDir  # noqa: PLC0415
@@ -62,7 +63,7 @@ def up(
         raise UserError(f"--port and --admin-port are both {port}: give them different ports")
     options = Options(host=host, port=port, admin_port=admin_port, workers=workers, ready_timeout_s=ready_timeout)
     try:
-        asyncio.run(run(config, StateDir.find(state_dir), options, screen))
+        uvloop.run(run(config, StateDir.find(state_dir), options, screen))
     except ArtifactError as error:
         raise NotThereError(str(error)) from error
     except RegistryError as error:

@@ -7,10 +7,12 @@ as, what a figure costs (monitoring).
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prometheus_client import CollectorRegistry
 
@@ -21,12 +23,17 @@ from monitoring.sampler import Sampler
 from monitoring.settle import view
 from monitoring.statement import Device, Statement, Usage, statement, usage_of
 from registry.entries import CounterKey, HistogramDelta, HistogramKey
+from registry.errors import RegistryError
 from registry.ledger import Ledger
 from registry.usage import RequestRecord
 from serving.control.ingest import Ingest, Report, Writer
 from serving.control.workers import Workers, WorkerStatus
 
+log = logging.getLogger("modelyard.accounts")
+
 STATEMENT_S = 10.0
+RATES_S = 5.0
+"""How old the rates may be that a scrape shows: they are of a whole minute."""
 FRESH_S = 0.5
 
 
@@ -43,18 +50,25 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The totals as of the last step."""
+    """The totals as of the last step that somebody asked after."""
 
     at: float = 0.0
+    """When records were last counted; the totals may be of a later moment, never of an earlier one."""
     counters: Mapping[CounterKey, float] = field(default_factory=dict)
     histograms: Mapping[HistogramKey, HistogramDelta] = field(default_factory=dict)
-    usage: Mapping[str, Usage] = field(default_factory=dict)
     statement: Statement | None = None
     watermark: float = 0.0
 
+    @property
+    def usage(self) -> dict[str, Usage]:
+        return {one.version: one for one in usage_of(self.counters)}
+
 
 class Accounts:
-    """One step at a time: the yard takes one a second, `fresh` and `cost` take one on demand."""
+    """One step at a time: the yard takes one a second, `fresh` and `cost` take one on demand.
+
+    A step counts and no more. Totals, rates and statements are made when somebody looks: most seconds nobody does.
+    """
 
     def __init__(
         self,
@@ -78,10 +92,13 @@ class Accounts:
         self._window = RecentWindow()
         self._arrived: list[RequestRecord] = []
         self._lock = asyncio.Lock()
-        self._statement_at = 0.0
+        self._reading = asyncio.Lock()
+        self._behind = True
+        self._statement_at = self._rates_at = -math.inf
+        self._rates: Mapping[tuple[str, str], VersionRates] = {}
         self.figures = Figures()
-        self.collectors = CollectorRegistry()
-        self._metrics = Metrics(self.collectors, version=version, python=platform.python_version())
+        self._collectors = CollectorRegistry()
+        self._metrics = Metrics(self._collectors, version=version, python=platform.python_version())
 
     def collect(self, records: Sequence[RequestRecord]) -> None:
         """Records that a step counted; called in the step's thread."""
@@ -106,14 +123,30 @@ class Accounts:
             report = await asyncio.to_thread(self._ingest.step, writers, now, settle_now=settle_now)
             arrived, self._arrived = self._arrived, []
             self._window.add(arrived)
-            await self._refresh(now, report, settle_now)
+            self._behind |= report.records > 0
+            if settle_now:
+                self._statement_at = -math.inf
+            self.figures = replace(self.figures, at=now, watermark=report.watermark)
             return report
 
     async def fresh(self) -> Figures:
         """Figures not older than FRESH_S."""
         if abs(self._clock() - self.figures.at) > FRESH_S:
             await self.step()
+        await self._catch_up()
         return self.figures
+
+    async def scrape(self) -> CollectorRegistry:
+        """What Prometheus reads now. Where the ledger cannot be read, its totals are the last ones known."""
+        try:
+            await self._catch_up()
+        except (RegistryError, OSError):
+            log.exception("the totals could not be read; a scrape shows those read last")
+        now = self._clock()
+        if abs(now - self._rates_at) >= RATES_S:
+            self._rates_at, self._rates = now, self.rates()
+        self._show(now)
+        return self._collectors
 
     async def cost(self, since: float | None) -> Statement:
         """The statement of the time since `since` (Unix seconds; None: of all time), up to now."""
@@ -128,18 +161,22 @@ class Accounts:
         """Segments that were set aside, one sentence each."""
         return [f"segment {one.segment}: {one.message}" for one in self._ingest.problems]
 
-    async def _refresh(self, now: float, report: Report, statement_now: bool) -> None:
-        old = self.figures
-        totals = (old.counters, old.histograms)
-        if report.records or not old.at:
-            totals = await asyncio.to_thread(lambda: (self._ledger.counters(), self._ledger.histograms()))
-        made = old.statement
-        if statement_now or abs(now - self._statement_at) >= STATEMENT_S:
-            self._statement_at = now
-            made = await asyncio.to_thread(self._state, None)
-        usage = {one.version: one for one in usage_of(totals[0])}
-        self.figures = Figures(now, *totals, usage, made, report.watermark)
-        self._show(now)
+    async def _catch_up(self) -> None:
+        """Read the totals where something was counted since, and make a new statement where the last one is old."""
+        async with self._reading:
+            totals, statement = (self.figures.counters, self.figures.histograms), self.figures.statement
+            if self._behind:
+                self._behind = False
+                try:
+                    totals = await asyncio.to_thread(lambda: (self._ledger.counters(), self._ledger.histograms()))
+                except BaseException:
+                    self._behind = True
+                    raise
+            now = self._clock()
+            if abs(now - self._statement_at) >= STATEMENT_S:
+                statement = await asyncio.to_thread(self._state, None)
+                self._statement_at = now
+            self.figures = replace(self.figures, counters=totals[0], histograms=totals[1], statement=statement)
 
     def _state(self, since: float | None) -> Statement:
         devices = {reading.device: Device(reading.kind, reading.cores or 1.0) for reading in self.sampler.latest()}
@@ -164,12 +201,12 @@ class Accounts:
                 weights=live.weights,
                 revisions=live.revisions,
                 generation=live.generation,
-                rates=self.rates(),
+                rates=self._rates,
                 devices=self.sampler.latest(),
                 engine_memory=self.sampler.engine_memory(),
                 sampler=self.sampler.status(),
                 statement=figures.statement,
-                ledger=LedgerState(self._clock() - now, max(0.0, now - figures.watermark)),
+                ledger=LedgerState(max(0.0, now - figures.at), max(0.0, now - figures.watermark)),
             )
         )
 

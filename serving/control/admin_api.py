@@ -50,8 +50,8 @@ class Control(Protocol):
     def registry(self) -> Registry: ...
     @property
     def changes(self) -> Changes: ...
-    @property
-    def collectors(self) -> CollectorRegistry: ...
+
+    async def scrape(self) -> CollectorRegistry: ...
 
     async def status(self) -> Status: ...
 
@@ -87,7 +87,7 @@ def create_app(control: Control, *, host: str) -> FastAPI:
 
     @app.get("/metrics", summary="Metrics for Prometheus", tags=["monitoring"], response_class=Response)
     async def metrics() -> Response:
-        text = await asyncio.to_thread(generate_latest, control.collectors)
+        text = await asyncio.to_thread(generate_latest, await control.scrape())
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     app.add_middleware(Guard, allowed=allowed_hosts(host))

@@ -5,6 +5,8 @@ Owns: its shape and reading it from a registry. Never: deciding anything.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,6 +41,7 @@ class ModelSnapshot:
         return reasons
 
 
+REREAD_S = 10.0
 RegistrySnapshot = Mapping[str, ModelSnapshot]
 
 
@@ -54,3 +57,22 @@ def take(registry: Registry) -> dict[str, ModelSnapshot]:
     return {
         name: ModelSnapshot(name, labels, aliases.get(name, {}), routes.get(name)) for name, labels in versions.items()
     }
+
+
+class Follower:
+    """The same, read anew where the registry was changed since, and now and then: another process may change it too."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._seen = -1
+        self._read_at = 0.0
+        self.current: RegistrySnapshot = {}
+
+    async def follow(self) -> bool:
+        """Bring `current` up to date. Returns whether it was read."""
+        seen, now = self._registry.changes, time.monotonic()
+        if seen == self._seen and now - self._read_at < REREAD_S:
+            return False
+        self.current = await asyncio.to_thread(take, self._registry)
+        self._seen, self._read_at = seen, now  # of before: what changed while it was read is read again
+        return True

@@ -70,6 +70,13 @@ class Worker:
         self.stopping = False
         self.watch: asyncio.Task[None] | None = None
 
+    @property
+    def pid(self) -> int:
+        """0 while there is no process."""
+        if self.child is not None:
+            return self.child.pid
+        return self.record.pid if self.record is not None else 0
+
     def alive(self) -> bool:
         if self.child is not None:
             return self.child.poll() is None

@@ -40,6 +40,7 @@ from serving.control.worker_process import (
     socket_path,
     successor_of,
 )
+from serving.processes import wait_for_end
 from serving.router.listeners import handover_path
 from serving.router.protocol import Failure, Hello, Stats
 from serving.router.table import Table
@@ -54,7 +55,8 @@ STABLE_S = 30.0
 APPLY_TIMEOUT_S = 10.0
 LEAVE_S = 300.0
 """What a worker that was being replaced when the control plane died may take over what it has."""
-POLL_S = 0.2
+POLL_S = 2.0
+"""How often a worker is looked at where the kernel does not tell when it ends."""
 CUT_OFF_S = 1.0
 LOG_BYTES_MAX = 4 * 1024 * 1024
 PORT_IN_USE_EXIT = 4
@@ -441,7 +443,7 @@ class Workers:
         delay_s = RESPAWN_FIRST_S
         born = time.monotonic()
         while not worker.stopping:
-            await asyncio.sleep(POLL_S)
+            await wait_for_end(worker.pid, POLL_S)
             if worker.alive() or worker.stopping:
                 continue
             worker.state = "backoff"

@@ -8,6 +8,7 @@ It asks for a handful of tokens; every question has its own deadline. Readiness 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import httpx
@@ -15,6 +16,7 @@ import msgspec
 
 from serving.engines.base import Capabilities, Launch
 from serving.engines.hosted_child import CAPABILITIES
+from serving.engines.knock import handles, knock
 
 READY_TIMEOUT_S: Final = 2.0
 ASK_TIMEOUT_S: Final = 120.0
@@ -35,17 +37,23 @@ async def ready(client: httpx.AsyncClient, launch: Launch) -> None:
     said = "it has no readiness probe"
     for path in launch.ready_paths:
         try:
-            answer = await client.get(launch.url + path, headers=dict(launch.headers), timeout=READY_TIMEOUT_S)
-        except httpx.HTTPError as error:
+            status = await _status(client, launch.url + path, launch.headers)
+        except (httpx.HTTPError, OSError) as error:
             raise NotReadyError(f"{launch.url}{path} does not answer: {error or type(error).__name__}") from None
-        if answer.is_success:
+        if 200 <= status < 300:
             return
-        said = f"{launch.url}{path} answers {answer.status_code}"
-        if answer.status_code in _UNAUTHORIZED:
+        said = f"{launch.url}{path} answers {status}"
+        if status in _UNAUTHORIZED:
             said += ": check its API key (`api_key_env:`)"
-        if answer.status_code not in _NOT_AN_ENDPOINT:
+        if status not in _NOT_AN_ENDPOINT:
             break
     raise NotReadyError(said)
+
+
+async def _status(client: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> int:
+    if handles(url):
+        return await knock(url, headers, READY_TIMEOUT_S)
+    return (await client.get(url, headers=dict(headers), timeout=READY_TIMEOUT_S)).status_code
 
 
 async def probe(client: httpx.AsyncClient, launch: Launch, kind: str, model: str) -> Capabilities:
