@@ -27,6 +27,7 @@ class _Object(msgspec.Struct, gc=False):
     """Any JSON object: its fields are skipped."""
 
 
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _object: Final = msgspec.json.Decoder(_Object)
 
 
@@ -60,12 +61,18 @@ def outgoing(body: bytes, seen: Peek, *, name: str | None, usage: bool) -> list[
 
 
 def _rebuilt(body: bytes, name: str | None, *, usage: bool) -> bytes:
-    value: dict[str, Any] = msgspec.json.decode(body)
-    if name is not None:
-        value["model"] = name
-    if usage:
-        value["stream_options"] = {**(value.get("stream_options") or {}), "include_usage": True}
-    return msgspec.json.encode(value)
+    """The fields put together anew, each value as it was; the body itself where that shows it to be no JSON after all
+    (nobody has looked into its strings): the engine will say so."""
+    try:
+        fields: dict[str, Any] = dict(_fields.decode(body))
+        if name is not None:
+            fields["model"] = name
+        if usage:
+            options: Any = msgspec.json.decode(fields.get("stream_options", b"null"))
+            fields["stream_options"] = {**(options or {}), "include_usage": True}
+        return msgspec.json.encode(fields)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return body
 
 
 def _model_place(body: bytes, seen: Peek) -> tuple[int, int]:
