@@ -71,9 +71,8 @@ class Desk:
     def changes(self) -> Changes:
         return self._parts.changes
 
-    @property
-    def collectors(self) -> CollectorRegistry:
-        return self._parts.accounts.collectors
+    async def scrape(self) -> CollectorRegistry:
+        return await self._parts.accounts.scrape()
 
     async def cost(self, since: float | None) -> Statement:
         return await self._parts.accounts.cost(since)

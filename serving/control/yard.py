@@ -92,7 +92,6 @@ class Yard:
         self._tasks: list[asyncio.Task[None]] = []
         self._external: frozenset[str] = frozenset()
         self._pids: Mapping[int, str] = {}
-        self._live = Live()
         self._device = "cpu"
         self._adopted = 0
         self._forced = False
@@ -120,6 +119,7 @@ class Yard:
         self._log_to_file()
         registry = await asyncio.to_thread(Registry.open, self.state.database)
         self._stack.callback(registry.close)
+        self._registered = snapshot.Follower(registry)
         workers = Workers(self.state.workers, self.state.requests, on_failure=self._engine_failed, rng=self._rng)
         supervisor = Supervisor(self.state.engines, on_change=self._engines_changed)
         store = ArtifactStore(self.state.artifacts)
@@ -178,7 +178,7 @@ class Yard:
             sampler,
             workers,
             prices=lambda: Prices(**self.parts.config.prices.model_dump()),
-            live=lambda: self._live,
+            live=self._live,
             version=_own_version(),
         )
         return sampler, accounts
@@ -302,22 +302,25 @@ class Yard:
                 log.exception("a pulse failed; trying again")
 
     async def _look(self) -> None:
-        """Note what is registered and what runs, for the metrics and the sampler."""
-        known = await asyncio.to_thread(snapshot.take, self.parts.registry)
-        replicas = self.parts.supervisor.replicas()
+        """Note what is registered, for the books: whose engines are not ours."""
+        if await self._registered.follow():
+            self._external = frozenset(
+                str(version.ref)
+                for model in self._registered.current.values()
+                for version in model.versions.values()
+                if version.manifest.engine in ("external", "hosted")
+            )
+        self._engines_seen(self.parts.supervisor.replicas())
+
+    def _live(self) -> Live:
+        """What is true now, for a scrape."""
+        known, table = self._registered.current, self.parts.publisher.table
         inflight = inflight_of(self.parts.workers.statuses())
-        self._external = frozenset(
-            str(version.ref)
-            for model in known.values()
-            for version in model.versions.values()
-            if version.manifest.engine in ("external", "hosted")
-        )
-        self._engines_seen(replicas)
         served = [known[name] for name in self.parts.config.models if name in known]
-        self._live = Live(
+        return Live(
             engines=[
                 EngineGauge(one.model, one.label, one.id, one.state == "ready", one.restarts, inflight[one.id])
-                for one in replicas
+                for one in self.parts.supervisor.replicas()
             ],
             versions=[
                 (model.name, label)
@@ -332,7 +335,7 @@ class Yard:
                 for label, weight in model.route.weights.items()
             },
             revisions={model.name: model.route.revision for model in served if model.route},
-            generation=self.parts.publisher.table.generation if self.parts.publisher.table else 0,
+            generation=table.generation if table else 0,
         )
 
     def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
