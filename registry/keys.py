@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, insert, or_, select, update
 
 from registry import schema
 from registry.errors import ConflictError, NotFoundError
+from registry.models import check_name
 
 PREFIX: Final = "mya_"
 """Keys begin with it, so that people and secret scanners recognise one."""
@@ -68,6 +69,8 @@ class KeyTerms:
         ):
             if given not in known:
                 raise ValueError(f"there is no {what} {given!r}: known are {', '.join(known)}")
+        for model in self.models:
+            check_name("model", model)
         limits = {name: value for name, value in asdict(self).items() if isinstance(value, int | float)}
         for name, value in limits.items():
             if value < 0:

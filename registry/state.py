@@ -14,6 +14,7 @@ DEFAULT_STATE_DIR = ".modelyard"
 STATE_DIR_VARIABLE = "MODELYARD_STATE_DIR"
 ADMIN_URL_VARIABLE = "MODELYARD_ADMIN_URL"
 URL_VARIABLE = "MODELYARD_URL"
+ADMIN_TOKEN_VARIABLE = "MODELYARD_ADMIN_TOKEN"  # noqa: S105 - a name, not a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class YardInfo:
     """The configuration file that it was started with; "" where there was none."""
     started_at: float
     """Unix seconds."""
+    certificate: str = ""
+    """The file of the certificate that the router shows; "" where it speaks plain HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class StateDir:
     @property
     def yard_json(self) -> Path:
         return self.root / "yard.json"
+
+    @property
+    def admin_token(self) -> Path:
+        return self.root / "admin.token"
 
     @property
     def lock(self) -> Path:
@@ -86,6 +93,20 @@ class StateDir:
             return YardInfo(**json.loads(self.yard_json.read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+    def token_for(self, admin_url: str) -> str:
+        """The credential for the admin API at `admin_url`; "" where none is known.
+
+        The directory's own token goes to its own yard only, whatever a user names: to everybody else goes what the
+        environment says.
+        """
+        yard = self.read_yard()
+        if yard is not None and yard.admin_url.rstrip("/") == admin_url.rstrip("/"):
+            try:
+                return self.admin_token.read_text().strip()
+            except OSError:  # another user's yard
+                pass
+        return os.environ.get(ADMIN_TOKEN_VARIABLE, "").strip()
 
     def write_yard(self, info: YardInfo) -> None:
         """Replace `yard.json` in one step."""

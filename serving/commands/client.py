@@ -1,7 +1,7 @@
 """The admin API as the commands see it: JSON in, JSON out, and every failure one sentence.
 
-Owns: finding the yard, HTTP to it, turning its errors into exit codes. Never: what is asked. The standard library's
-HTTP client, because importing httpx takes 300 ms and a command should not.
+Owns: finding the yard and its admin token, HTTP to it, turning its errors into exit codes. Never: what is asked. The
+standard library's HTTP client, because importing httpx takes 300 ms and a command should not.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from registry.state import ADMIN_URL_VARIABLE, StateDir
 from registry.terminal import NotThereError, UserError
 
 START = "start one with `modelyard up configs/quickstart.yaml`"
-PATHS = frozenset({"models", "versions", "aliases", "route", "history", "rollback", "retire", "engines", "log"})
+PATHS = frozenset({"models", "versions", "aliases", "route", "history", "rollback", "retire", "engines", "log", "workers", "restart"})
 """Parts of paths that name nothing."""
 
 
 class AdminClient:
     """Requests to one admin API."""
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, *, token: str = "", timeout_s: float = 30.0) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -38,18 +38,23 @@ class AdminClient:
         self._secure = parts.scheme == "https"
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
         self._timeout_s = timeout_s
+        self._headers = {"accept": "application/json", "x-modelyard-actor": actor()}
+        if token:
+            if not (token.isascii() and token.isprintable()):
+                raise UserError("the admin token has characters that cannot be sent: copy it again")
+            self._headers["authorization"] = f"Bearer {token}"
 
     @classmethod
     def find(cls, admin_url: str | None, state_dir: Path | str | None, *, timeout_s: float = 30.0) -> AdminClient:
         """The yard that is named, else the environment's, else the state directory's."""
         given = admin_url or os.environ.get(ADMIN_URL_VARIABLE)
-        if given:
-            return cls(given, timeout_s=timeout_s)
         state = StateDir.find(state_dir)
+        if given:
+            return cls(given, token=state.token_for(given), timeout_s=timeout_s)
         yard = state.read_yard()
         if yard is None:
             raise NotThereError(f"no yard runs in {shown(state.root)}: {START}, or name another with --state-dir")
-        return cls(yard.admin_url, timeout_s=timeout_s)
+        return cls(yard.admin_url, token=state.token_for(yard.admin_url), timeout_s=timeout_s)
 
     def get(self, *path: str, **query: Any) -> Any:
         """The JSON at /admin/v1/PATH."""
@@ -64,7 +69,7 @@ class AdminClient:
         wanted = {key: value for key, value in (query or {}).items() if value not in (None, "")}
         if wanted:
             target += "?" + urlencode(wanted)
-        headers = {"accept": "application/json", "x-modelyard-actor": actor()}
+        headers = dict(self._headers)
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -102,7 +107,7 @@ class AdminClient:
         message = str(found["message"])
         if status == 404 and found.get("code") == "unknown_path":
             return NotThereError(f"what answers at {self.url} is no admin API of Modelyard: {message}")
-        if status == 404 and found.get("code") == "not_found" and words[0] != "engines":
+        if status == 404 and found.get("code") == "not_found" and words[0] not in ("engines", "keys"):
             message += self._nearest(words)
         if status >= 500:
             return NotThereError(f"the control plane could not do it: {message}")
@@ -110,7 +115,7 @@ class AdminClient:
 
     def _nearest(self, words: list[str]) -> str:
         """`; did you mean …?` for a name that is nearly one of those that there are; "" where none is."""
-        status, content = self._exchange("GET", self._prefix + "/admin/v1/models", None, {})
+        status, content = self._exchange("GET", self._prefix + "/admin/v1/models", None, self._headers)
         if status != 200:
             return ""
         import difflib  # noqa: PLC0415 - only on this way

@@ -31,6 +31,12 @@ def up(
     ready_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="How long to wait for the engines.")
     ] = 600.0,
+    require_keys: Annotated[
+        bool, typer.Option("--require-keys", help="Refuse requests without an API key, even while there is none.")
+    ] = False,
+    allow_public_without_keys: Annotated[
+        bool, typer.Option("--allow-public-without-keys", help="Listen beyond this machine although no key is needed.")
+    ] = False,
     state_dir: StateDirectory = None,
 ) -> None:
     """Start engines, router and admin API from a configuration, and stay in the foreground.
@@ -38,10 +44,13 @@ def up(
     Fetches what is missing, registers the versions and waits until their engines answer. Ctrl-C finishes the requests
     in flight and stops everything; a second one stops at once. Options win over the configuration.
 
+    An address beyond this machine is refused as long as nobody needs an API key: see `modelyard keys create --help`.
+
     \b
     Examples:
       modelyard up configs/quickstart.yaml
       modelyard up configs/quickstart.yaml --port 9000 --admin-port 9001 --state-dir /var/lib/modelyard
+      modelyard up configs/quickstart.yaml --host 0.0.0.0 --require-keys
     """
     import logging  # noqa: PLC0415
 
@@ -61,7 +70,15 @@ def up(
     logger.propagate = False
     if port and port == admin_port:
         raise UserError(f"--port and --admin-port are both {port}: give them different ports")
-    options = Options(host=host, port=port, admin_port=admin_port, workers=workers, ready_timeout_s=ready_timeout)
+    options = Options(
+        host=host,
+        port=port,
+        admin_port=admin_port,
+        workers=workers,
+        ready_timeout_s=ready_timeout,
+        require_keys=require_keys,
+        allow_public_without_keys=allow_public_without_keys,
+    )
     try:
         uvloop.run(run(config, StateDir.find(state_dir), options, screen))
     except ArtifactError as error:

@@ -1,10 +1,11 @@
 """The admin API: the control plane over HTTP, for the command line, dashboards and scripts.
 
-Owns: the application, who may call it, the error envelope, `/health` and `/metrics`. Never: what a call does (changes,
-yard), the data plane.
+Owns: the application, its guard, the error envelope, `/health` and `/metrics`. Never: what a call does (changes, yard),
+who has which credential (access), the data plane.
 
-It listens on loopback and has no keys, so it takes two precautions against web pages in the operator's own browser: a
-Host header that is not this machine's is refused (DNS rebinding), and so is a change that another origin asks for.
+Changes need a credential; on loopback reading needs none. Against web pages in the operator's own browser it takes two
+precautions besides: a Host header that is not this machine's is refused (DNS rebinding), and so is a change that
+another origin asks for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from registry.errors import ConflictError, DatabaseError, NotFoundError, Registr
 from registry.store import Registry
 from registry.terminal import NotThereError, UserError
 from serving.config import YardConfig
-from serving.control.admin_models import Health, Status
+from serving.control.access import SAFE_METHODS, Access, is_loopback
+from serving.control.admin_models import Health, Readiness, Restart, Status
 from serving.control.apply import RefusedError
 from serving.control.changes import Changes
 from serving.control.plan import Plan
@@ -39,8 +41,9 @@ from serving.errors import ApiError, envelope
 
 log = logging.getLogger("modelyard.admin")
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 BODY_BYTES_MAX = 4 * 1024 * 1024
+KEY_IN_SCOPE = "modelyard.key"
+"""Where the guard leaves the id of the API key that a request was made with."""
 
 
 class Control(Protocol):
@@ -55,6 +58,12 @@ class Control(Protocol):
 
     async def status(self) -> Status: ...
 
+    async def readiness(self) -> Readiness: ...
+
+    async def restart_workers(self, *, actor: str) -> Restart: ...
+
+    def restart_progress(self) -> Restart: ...
+
     async def cost(self, since: float | None) -> Statement: ...
 
     async def apply(self, config: YardConfig, base: Path, *, actor: str, dry_run: bool) -> Plan: ...
@@ -64,8 +73,9 @@ class Control(Protocol):
     def engine_log(self, replica: str, lines: int) -> tuple[str, Sequence[str]]: ...
 
 
-def create_app(control: Control, *, host: str) -> FastAPI:
+def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
+    from serving.control.admin_keys import key_routes  # noqa: PLC0415 - as below
     from serving.control.admin_live import live_routes  # noqa: PLC0415 - they import this module's dependencies
     from serving.control.admin_registry import registry_routes  # noqa: PLC0415
 
@@ -79,24 +89,34 @@ def create_app(control: Control, *, host: str) -> FastAPI:
     )
     app.include_router(registry_routes(control), prefix="/admin/v1")
     app.include_router(live_routes(control), prefix="/admin/v1")
+    app.include_router(key_routes(control), prefix="/admin/v1")
     _handle_errors(app)
 
     @app.get("/health", summary="Whether the control plane answers", tags=["monitoring"])
     async def health() -> Health:
         return Health(status="ok")
 
+    @app.get("/health/ready", summary="What the yard depends on; 503 where nothing can be served", tags=["monitoring"])
+    async def ready(response: Response) -> Readiness:
+        found = await control.readiness()
+        response.status_code = 503 if found.status == "failed" else 200
+        return found
+
     @app.get("/metrics", summary="Metrics for Prometheus", tags=["monitoring"], response_class=Response)
     async def metrics() -> Response:
         text = await asyncio.to_thread(generate_latest, await control.scrape())
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    app.add_middleware(Guard, allowed=allowed_hosts(host))
+    app.add_middleware(Guard, allowed=allowed_hosts(host), access=access)
+    _document(app, access)
     return app
 
 
 def actor_of(request: Request) -> str:
-    """Who asks, for the audit: what the client says of itself, bounded."""
-    return request.headers.get("x-modelyard-actor", "").strip()[:64] or "admin-api"
+    """Who asks, for the audit: what the client says of itself, bounded, and the key that it used."""
+    said = request.headers.get("x-modelyard-actor", "").strip()[:64] or "admin-api"
+    key_id = request.scope.get(KEY_IN_SCOPE, "")
+    return f"{said} with {key_id}" if key_id else said
 
 
 def allowed_hosts(bound: str) -> Callable[[str], bool]:
@@ -106,7 +126,7 @@ def allowed_hosts(bound: str) -> Callable[[str], bool]:
     DNS has a name, never an address) and the machine's own name.
     """
     own = {"localhost", bound.lower()}
-    loopback = _is_loopback(bound)
+    loopback = is_loopback(bound)
     if not loopback:
         own.add(socket.gethostname().lower())
 
@@ -120,19 +140,14 @@ def allowed_hosts(bound: str) -> Callable[[str], bool]:
     return allowed
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class Guard:
-    """Refuses what a web page could make a browser send: other hosts' names, other origins' changes, huge bodies."""
+    """Refuses what a web page could make a browser send (other hosts' names, other origins' changes), whoever shows no
+    credential where one is needed, and huge bodies."""
 
-    def __init__(self, app: ASGIApp, allowed: Callable[[str], bool]) -> None:
+    def __init__(self, app: ASGIApp, allowed: Callable[[str], bool], access: Access) -> None:
         self._app = app
         self._allowed = allowed
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -151,15 +166,45 @@ class Guard:
         origin = headers.get(b"origin")
         if origin and scope["method"] not in SAFE_METHODS and not self._allowed(origin.partition("://")[2]):
             return ApiError(403, f"changes are not taken from the origin {origin!r}", code="origin_not_allowed")
+        try:
+            scope[KEY_IN_SCOPE] = self._access.check(scope["method"], scope["path"], headers)
+        except ApiError as error:
+            return error
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
             return ApiError(413, f"the body is above {BODY_BYTES_MAX} bytes", code="body_too_large")
         return None
 
 
+def _document(app: FastAPI, access: Access) -> None:
+    """Have the OpenAPI schema say which calls need a credential."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = described()
+        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["token"] = {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "The admin token (`admin.token` in the state directory), or an API key of scope admin.",
+        }
+        for path, calls in schema["paths"].items():
+            for method, call in calls.items():
+                if access.needs_credential(method.upper(), path):
+                    call["security"] = [{"token": []}]
+                    call.setdefault("responses", {})["401"] = {"description": "No valid credential"}
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 def error_response(error: ApiError) -> Response:
     """The answer for an error, in the envelope that OpenAI clients know."""
     headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
     return Response(error.body(), status_code=error.status, media_type="application/json", headers=headers)
 
 

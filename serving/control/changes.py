@@ -15,6 +15,7 @@ from pathlib import Path
 from registry.artifacts import ArtifactStore, NoProgress, Progress
 from registry.config import VersionConfig
 from registry.errors import ConflictError, NotFoundError
+from registry.keys import ApiKey, KeyTerms
 from registry.models import BUCKETS, Alias, Allocation, Route, Version, VersionRef, check_weights
 from registry.store import Registry
 from serving.control import snapshot
@@ -116,6 +117,25 @@ class Changes:
             version = await asyncio.to_thread(self._registry.retire, model, label, actor=actor, at=self._clock())
             await self._publisher.publish()
             return version
+
+    async def create_key(self, terms: KeyTerms, *, actor: str) -> tuple[ApiKey, str, Published]:
+        """Make an API key, in force when this returns: what is kept of it, the key itself, how it was published.
+
+        Keys wait for no lock: a revocation must not stand behind an apply that fetches a model.
+        """
+        create = partial(self._registry.create_key, terms, actor=actor, at=self._clock())
+        key, secret = await asyncio.to_thread(create)
+        return key, secret, await self._publish_keys()
+
+    async def revoke_key(self, key_id: str, *, actor: str) -> tuple[ApiKey, Published]:
+        """Take a key out of use: no worker takes it any more when this returns. Raises NotFoundError."""
+        revoke = partial(self._registry.revoke_key, key_id, actor=actor, at=self._clock())
+        key = await asyncio.to_thread(revoke)
+        return key, await self._publish_keys()
+
+    async def _publish_keys(self) -> Published:
+        self._publisher.mark()  # should publishing fail now, it is tried again until it does not
+        return await self._publisher.publish()
 
     async def register(
         self, model: str, label: str, version: VersionConfig, *, base: Path, actor: str

@@ -10,29 +10,32 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from monitoring.sampler import Sampler
 from monitoring.statement import Statement
-from registry.errors import NotFoundError
+from registry.errors import ConflictError, NotFoundError
 from registry.state import YardInfo
 from registry.store import Registry
 from serving.config import ServerConfig, YardConfig
 from serving.control import snapshot
+from serving.control.access import check_public
 from serving.control.accounts import Accounts
-from serving.control.admin_models import Status
+from serving.control.admin_models import Readiness, ReplacementView, Restart, Status
 from serving.control.apply import Applier, limits_of, tracing_of, traits_of
 from serving.control.changes import Changes
+from serving.control.health import readiness
 from serving.control.outlets import Outlets
 from serving.control.plan import Plan
 from serving.control.publisher import Publisher
 from serving.control.status import device_view, inflight_of, model_statuses, replica_view, state_of, worker_view
 from serving.control.ui import Options
-from serving.control.workers import Workers
+from serving.control.workers import Progress, Workers
 from serving.engines.supervisor import Supervisor
 
 EMPTY_STEP_S = 0.1
@@ -58,8 +61,9 @@ class Parts:
 class Desk:
     """Answers for one yard; `info` says what `yard.json` says."""
 
-    def __init__(self, parts: Parts, info: Callable[[], YardInfo]) -> None:
+    def __init__(self, parts: Parts, info: Callable[[], YardInfo], *, requests: Path) -> None:
         self._parts = parts
+        self._requests = requests
         self._info = info
         self._apply_lock = asyncio.Lock()
 
@@ -123,6 +127,26 @@ class Desk:
             ],
         )
 
+    async def readiness(self) -> Readiness:
+        return await readiness(self._parts, self._requests, time.time())
+
+    async def restart_workers(self, *, actor: str) -> Restart:
+        """Replace every router worker. Raises ConflictError while that goes on already, or NotThereError."""
+        workers = self._parts.workers
+        if workers.progress is not None and workers.progress.running:
+            raise ConflictError("the workers are being replaced already", remedy="wait, `modelyard status` shows them")
+        await workers.replace(self._parts.config.server.drain_s)
+        done = self.restart_progress()
+        after = {"workers": [one.worker for one in done.replacements]}
+        record = partial(self._parts.registry.record, "workers.restart", self._info().config)
+        await asyncio.to_thread(record, actor=actor, at=time.time(), after=after)
+        return done
+
+    def restart_progress(self) -> Restart:
+        progress = self._parts.workers.progress or Progress(0, running=False)
+        made = [ReplacementView(**asdict(one)) for one in progress.done]
+        return Restart(running=progress.running, total=progress.total, step=progress.step, replacements=made)
+
     async def apply(self, config: YardConfig, base: Path, *, actor: str, dry_run: bool) -> Plan:
         """Bring the running yard to a configuration; unchanged engines and all routes are left alone.
 
@@ -132,6 +156,7 @@ class Desk:
         parts = self._parts
         async with self._apply_lock:
             config = config.model_copy(update={"server": self._server_of(config)})
+            check_public(config.server, has_keys=bool(await asyncio.to_thread(parts.registry.api_keys)))
             running = parts.supervisor.replicas()
             prepare = partial(parts.applier.prepare, config, base, running)
             plan, _ = await asyncio.to_thread(prepare, fetching=not dry_run)  # may take minutes: traffic can change
@@ -146,7 +171,7 @@ class Desk:
                 there = {one.id: one.digest for one in running}
                 wanted = await asyncio.to_thread(parts.applier.wanted, config, base, running=there)
                 parts.config = config
-                parts.publisher.configure(traits, limits_of(config.server))
+                parts.publisher.configure(traits, limits_of(config.server), require_keys=config.server.require_keys)
                 parts.publisher.trace(tracing_of(config.server))
             await asyncio.to_thread(open_outlets)
             await parts.workers.resize(config.server.workers, config.server.drain_s)
@@ -160,7 +185,8 @@ class Desk:
     def _server_of(self, config: YardConfig) -> ServerConfig:
         """The file's server section with what cannot change while it runs as it is."""
         ours = self._parts.config.server
-        fixed = {"host": ours.host, "port": ours.port, "admin_host": ours.admin_host, "admin_port": ours.admin_port}
+        fixed: dict[str, Any] = self._parts.options.grants()
+        fixed |= {"host": ours.host, "port": ours.port, "admin_host": ours.admin_host, "admin_port": ours.admin_port}
         if self._parts.options.workers is not None:
             fixed["workers"] = self._parts.options.workers
         return config.server.model_copy(update=fixed)

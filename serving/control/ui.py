@@ -54,6 +54,13 @@ class Options:
     workers: int | None = None
     ready_timeout_s: float = 600.0
     """How long the start waits for the engines."""
+    require_keys: bool = False
+    allow_public_without_keys: bool = False
+
+    def grants(self) -> dict[str, bool]:
+        """What was said of keys, by the names of the configuration; nothing where nothing was."""
+        said = {"require_keys": self.require_keys, "allow_public_without_keys": self.allow_public_without_keys}
+        return {name: True for name, value in said.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

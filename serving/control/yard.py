@@ -36,6 +36,7 @@ from registry.terminal import NotThereError, UserError
 from registry.usage import RequestRecord
 from serving.config import YardConfig, load
 from serving.control import snapshot
+from serving.control.access import Access, admin_token, check_public
 from serving.control.accounts import Accounts, Live
 from serving.control.admin_api import create_app
 from serving.control.admin_server import AdminServer, bind
@@ -57,6 +58,7 @@ from serving.engines.base import Capabilities
 from serving.engines.replica import ReplicaStatus
 from serving.engines.supervisor import Supervisor
 from serving.router.protocol import Failure
+from serving.router.table import Key
 
 log = logging.getLogger("modelyard.yard")
 
@@ -154,7 +156,7 @@ class Yard:
             accounts=accounts,
             outlets=self._outlets,
         )
-        self.desk = Desk(self.parts, lambda: self._info)
+        self.desk = Desk(self.parts, lambda: self._info, requests=self.state.requests)
 
     async def _open_books(self, ledger: Ledger, workers: Workers) -> tuple[Sampler, Accounts]:
         reader, why = await asyncio.to_thread(open_reader)
@@ -186,8 +188,10 @@ class Yard:
     async def _bring_up(self) -> None:
         """Ports, then definitions, then processes: what is most likely to be refused comes first."""
         server = self.parts.config.server
+        check_public(server, has_keys=bool(await asyncio.to_thread(self.parts.registry.api_keys)))
         listener = bind(server.admin_host, server.admin_port)
-        self._admin = AdminServer(create_app(self.desk, host=server.admin_host), listener)
+        access = Access(admin_token(self.state.admin_token), self._keys, host=server.admin_host)
+        self._admin = AdminServer(create_app(self.desk, host=server.admin_host, access=access), listener)
         self._stack.push_async_callback(self._admin.stop)
         if not self.parts.workers.left_running():
             check_port_free(server.host, server.port, "--port")
@@ -198,7 +202,8 @@ class Yard:
             self.parts.applier.register, plan, drafts, self.parts.config, base, actor=_user(), at=time.time()
         )
         wanted = await asyncio.to_thread(self.parts.applier.wanted, self.parts.config, base, running={})
-        self.parts.publisher.configure(traits_of(self.parts.config), limits_of(server))
+        traits = traits_of(self.parts.config)
+        self.parts.publisher.configure(traits, limits_of(server), require_keys=server.require_keys)
         self.parts.publisher.trace(tracing_of(server))
         self._adopted = await self.parts.workers.start(server.host, server.port, server.workers)
         await self.parts.supervisor.apply(wanted)
@@ -372,6 +377,10 @@ class Yard:
             return None
         return self._device
 
+    def _keys(self) -> Sequence[Key]:
+        """The API keys in force."""
+        return self.parts.publisher.table.keys if self.parts.publisher.table else ()
+
     def _capabilities(self) -> dict[str, Capabilities]:
         """What engines were seen to do, by replica."""
         return {one.id: one.capabilities for one in self.parts.supervisor.replicas() if one.capabilities is not None}
@@ -443,7 +452,7 @@ async def run(path: Path, state: StateDir, options: Options, ui: Ui) -> None:
 def with_options(config: YardConfig, options: Options) -> YardConfig:
     """The configuration with what the command line says over it."""
     said = {"host": options.host, "port": options.port, "admin_port": options.admin_port, "workers": options.workers}
-    given = {name: value for name, value in said.items() if value is not None}
+    given = {name: value for name, value in said.items() if value is not None} | options.grants()
     return config.model_copy(update={"server": config.server.model_copy(update=given)})
 
 

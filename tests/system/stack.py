@@ -67,6 +67,11 @@ class Stack:
         return f"http://127.0.0.1:{self.admin_port}"
 
     @property
+    def credential(self) -> dict[str, str]:
+        """The header that changes through the admin API need."""
+        return {"authorization": f"Bearer {(self.state / 'admin.token').read_text().strip()}"}
+
+    @property
     def env(self) -> dict[str, str]:
         return {**os.environ, "MODELYARD_STATE_DIR": str(self.state), "COLUMNS": "160", "NO_COLOR": "1"}
 

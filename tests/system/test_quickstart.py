@@ -95,7 +95,11 @@ def test_changes_of_the_route_fail_no_stream(quickstart: Stack) -> None:
     with Load(quickstart.url, clients=6, max_tokens=24) as load:
         time.sleep(0.5)
         for weights in ({"v1": 5000, "v2": 5000}, {"v1": 0, "v2": 10_000}):
-            changed = httpx.put(f"{quickstart.admin_url}/admin/v1/models/assistant/route", json={"weights": weights})
+            changed = httpx.put(
+                f"{quickstart.admin_url}/admin/v1/models/assistant/route",
+                json={"weights": weights},
+                headers=quickstart.credential,
+            )
             assert changed.json()["applied_ms"] < 200
         until(lambda: load.versions["assistant@v2"] > 5, what="answers of v2")
         back = quickstart.json("rollback", "assistant")

@@ -71,7 +71,9 @@ class RunningYard:
         info = self.state.read_yard()
         assert info is not None
         self.info: YardInfo = info
-        self.admin = httpx.Client(base_url=f"{info.admin_url}/admin/v1", trust_env=False, timeout=30)
+        self.token = self.state.admin_token.read_text().strip()
+        headers = {"authorization": f"Bearer {self.token}"}
+        self.admin = httpx.Client(base_url=f"{info.admin_url}/admin/v1", headers=headers, trust_env=False, timeout=30)
         self.api = httpx.Client(base_url=info.url, trust_env=False, timeout=30)
         return self
 
