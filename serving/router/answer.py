@@ -239,7 +239,7 @@ class Answer:
         record.finish_reason = scanner.finish_reason[:FINISH_REASON_CHARS_MAX]
         if scanner.usage is not None:
             self._note_usage(scanner.usage)
-        elif scanner.content_events:
+        if scanner.content_events and not record.completion_tokens:
             record.usage_source = "counted"
             record.completion_tokens = scanner.content_events
 

@@ -25,7 +25,12 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import fake_endpoints as others
+
 Json = dict[str, Any]
+ACCOUNTED = {"/v1/chat/completions", "/v1/completions", *others.TYPED, *others.PLAIN}
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Where a request says how many tokens it wants at most."""
 
 
 @dataclass
@@ -259,8 +264,13 @@ class Connection(asyncio.Protocol):
             await self.writable.wait()
 
     async def answer(self, status: int, value: Any, extra: str = "") -> None:
-        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        kind = "text/plain" if isinstance(value, str) else "application/json"
+        kind = "application/json"
+        if isinstance(value, str):
+            body, kind = value.encode(), "text/plain"
+        elif isinstance(value, bytes):
+            body, kind = value, "audio/mpeg"
+        else:
+            body = json.dumps(value).encode()
         close = "Connection: close\r\n" if self.state.behaviour.close_each else ""
         head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{close}{extra}\r\n"
         await self.write(head.encode() + body)
@@ -282,7 +292,7 @@ class Connection(asyncio.Protocol):
                 assert hasattr(state.behaviour, name), name
                 setattr(state.behaviour, name, value)
             await self.answer(200, asdict(state.behaviour))
-        elif path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings") and method == "POST":
+        elif path in ACCOUNTED and method == "POST":
             await self.accounted(path, headers, body)
         else:
             await self.answer(404, error_body(404, f"no {method} {path} here"))
@@ -314,7 +324,7 @@ class Connection(asyncio.Protocol):
                 await self.answer_raw(state.behaviour)
                 entry.outcome = "complete"
             else:
-                entry.outcome = await self.completion(path, body, entry)
+                entry.outcome = await self.completion(path, body, entry, raw)
         except asyncio.CancelledError:
             entry.outcome = "cancelled"
             raise
@@ -328,7 +338,7 @@ class Connection(asyncio.Protocol):
         if how.raw_close:
             self.transport.close()
 
-    async def completion(self, path: str, body: Json, entry: Seen) -> str:
+    async def completion(self, path: str, body: Json, entry: Seen, raw: bytes) -> str:
         """Answer as the behaviour says; returns the outcome."""
         how = self.state.behaviour
         await asyncio.sleep(how.first_byte_delay_s)
@@ -338,12 +348,10 @@ class Connection(asyncio.Protocol):
             return "failed"
         if await self.refused(entry, prefilled(body)):
             return "failed"
-        if path == "/v1/embeddings":
-            vector = {"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}
-            usage = usage_of(entry.prompt_tokens, 0)
-            await self.answer(200, {"object": "list", "model": entry.model, "data": [vector], "usage": usage})
+        if path in others.PLAIN:
+            await self.answer(200, others.plain(path, entry.model, entry.prompt_tokens, raw))
             return "complete"
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or how.events
+        limit = next((body[name] for name in LIMITS if body.get(name)), how.events)
         count = min(how.events, int(limit))
         finish = how.finish_reason or ("stop" if count == how.events else "length")
         if entry.stream:
@@ -356,9 +364,13 @@ class Connection(asyncio.Protocol):
             entry.events_sent += 1
             if (fault := await self.fault(entry)) is not None:
                 return fault
-        answer = chunk(path, entry, "".join(texts), finish, whole=True)
-        if how.usage != "none":
-            answer["usage"] = usage_of(entry.prompt_tokens, count)
+        if path in others.TYPED:
+            usage = others.usage_of(path, entry.prompt_tokens, count)
+            answer = others.whole(path, entry.model, "".join(texts), finish, usage)
+        else:
+            answer = chunk(path, entry, "".join(texts), finish, whole=True)
+            if how.usage != "none":
+                answer["usage"] = usage_of(entry.prompt_tokens, count)
         await self.answer(200, answer)
         return "complete"
 
@@ -402,8 +414,8 @@ class Connection(asyncio.Protocol):
         close = "Connection: close\r\n" if how.close_each else ""
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n{close}\r\n"
         await self.write(head.encode())
-        if path == "/v1/chat/completions":
-            await self.event(chunk(path, entry, None, None))
+        for event in opening(path, entry):
+            await self.event(event)
         await asyncio.sleep(how.first_token_delay_s)
         if how.error_event_after_events == 0:
             await self.event(error_body(500, "the fake engine was told to fail in a stream"))
@@ -412,7 +424,7 @@ class Connection(asyncio.Protocol):
         for position, text in enumerate(self.tokens(body, count)):
             if position:
                 await asyncio.sleep(how.gap_s)
-            await self.event(chunk(path, entry, text, None))
+            await self.event(others.delta(path, text) if path in others.TYPED else chunk(path, entry, text, None))
             entry.events_sent += 1
             if (fault := await self.fault(entry)) is not None:
                 return fault
@@ -423,21 +435,38 @@ class Connection(asyncio.Protocol):
             if entry.events_sent == how.end_after_events:
                 await self.write(b"0\r\n\r\n")
                 return "cut"
-        usage = usage_of(entry.prompt_tokens, count)
-        last = chunk(path, entry, "", finish)
-        wanted = how.usage == "always" or (entry.include_usage and how.usage == "openai")
-        await self.event(last | {"usage": usage} if how.usage == "last-chunk" else last)
-        if wanted:
-            await self.event(last | {"choices": [], "usage": usage})
+        for event in ending(how, path, entry, "".join(self.tokens(body, count)), finish):
+            await self.event(event)
         if how.hang_at_end:
             await asyncio.sleep(3600)
-        await self.write(framed(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        done = b"" if path in others.TYPED else framed(b"data: [DONE]\n\n")
+        await self.write(done + b"0\r\n\r\n")
         if close:
             self.transport.close()
         return "complete"
 
     async def event(self, value: Json) -> None:
-        await self.write(framed(b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"))
+        name = f"event: {value['type']}\n" if "type" in value else ""
+        await self.write(framed(f"{name}data: {json.dumps(value, separators=(',', ':'))}\n\n".encode()))
+
+
+def opening(path: str, entry: Seen) -> list[Json]:
+    """The events of a stream before its first token."""
+    if path in others.TYPED:
+        return others.opening(path, entry.model, others.usage_of(path, entry.prompt_tokens, 0))
+    return [chunk(path, entry, None, None)] if path == "/v1/chat/completions" else []
+
+
+def ending(how: Behaviour, path: str, entry: Seen, text: str, finish: str) -> list[Json]:
+    """The events of a stream after its last token, less `[DONE]`."""
+    if path in others.TYPED:
+        usage = others.usage_of(path, entry.prompt_tokens, entry.events_sent)
+        return others.ending(path, entry.model, text, finish, usage)
+    last, usage = chunk(path, entry, "", finish), usage_of(entry.prompt_tokens, entry.events_sent)
+    events = [last | {"usage": usage} if how.usage == "last-chunk" else last]
+    if how.usage == "always" or (entry.include_usage and how.usage == "openai"):
+        events.append(last | {"choices": [], "usage": usage})
+    return events
 
 
 def framed(data: bytes) -> bytes:
