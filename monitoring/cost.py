@@ -23,6 +23,7 @@ from fractions import Fraction
 from typing import Final, Literal
 
 from monitoring.attribution import Key, apportion
+from monitoring.observe import SHADOW
 
 NANO: Final = 1_000_000_000
 HOUR_S: Final = 3600
@@ -228,13 +229,14 @@ def unit_cost(version: str, one: Bill, counts: Counts, *, idle_share: float = 0.
     """Unit costs of `version` on a bill.
 
     - The numerator is all of the version's lines, failed and cancelled work included, plus `idle_share` of the idle
-      line (see `idle_shares`; the busy basis has no such line).
+      line (see `idle_shares`; the busy basis has no such line). Copies that it was sent as a shadow are no client's
+      request: their line is left out.
     - per 1k requests = 1000 x cost / successful requests.
     - per 1M tokens: cost x w_kind / (sum of w x n over the kinds) x 1e6, so that tokens x unit cost is the cost again.
 
     Source: STATISTICS.md, cost.
     """
-    nano = Fraction(sum(line.nano for line in one.lines if line.version == version))
+    nano = Fraction(sum(line.nano for line in one.lines if line.version == version and line.outcome != SHADOW))
     nano += _exact(idle_share) * sum(line.nano for line in one.lines if line.kind == "idle")
     cost = nano / NANO
     w = counts.weights

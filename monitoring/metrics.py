@@ -41,6 +41,10 @@ COUNTER_HELP: Mapping[str, str] = {
     "modelyard_fallbacks_total": "Requests answered by another version than the one that the split assigned.",
     "modelyard_phase_seconds_total": "Seconds of streams in prefill (hand-over to first token) and decode (after it).",
     "modelyard_phase_tokens_total": "Tokens that belong to modelyard_phase_seconds_total.",
+    "modelyard_shadow_requests_total": "Copies of requests that ended, by outcome; rejected: a cap refused it.",
+    "modelyard_shadow_prompt_tokens_total": "Prompt tokens of copies.",
+    "modelyard_shadow_completion_tokens_total": "Completion tokens of copies.",
+    "modelyard_shadow_engine_seconds_total": "Seconds that copies were in flight at engines.",
 }
 HISTOGRAM_HELP: Mapping[str, str] = {
     "modelyard_request_duration_seconds": "Completed requests, from arrival in full to the last byte.",
@@ -48,6 +52,8 @@ HISTOGRAM_HELP: Mapping[str, str] = {
     "modelyard_inter_token_latency_seconds": "Gaps between content events of a stream; each stream's mean, per gap.",
     "modelyard_stream_gap_max_seconds": "The longest gap between two content events of each stream.",
     "modelyard_router_overhead_seconds": "The router's own share of a request, queueing excluded.",
+    "modelyard_shadow_request_duration_seconds": "Completed copies of requests, from their making to the last byte.",
+    "modelyard_shadow_time_to_first_token_seconds": "Streamed copies, from their making to the first content event.",
 }
 
 
@@ -191,6 +197,9 @@ def _first_series(name: str, versions: Sequence[Version]) -> Iterator[tuple[str,
             case ("endpoint", "outcome"):
                 for outcome in ("completed", "failed", "truncated"):
                     yield model, version, "/v1/chat/completions", outcome
+            case ("outcome",):
+                for outcome in ("completed", "failed", "truncated", "rejected"):
+                    yield model, version, outcome
             case ("phase",):
                 yield model, version, "prefill"
                 yield model, version, "decode"

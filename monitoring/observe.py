@@ -41,6 +41,9 @@ OUTCOMES: Final = ("completed", "client_error", "failed", "cancelled", "truncate
 """The label values of `outcome`: those of a record, with the engine's own 4xx answers (`client_error`) apart from the
 completed requests. Only `completed` is a success; `failed` and `truncated` are the service's fault."""
 
+SHADOW: Final = "shadow"
+"""What a bill says in place of an outcome for copies of requests (shadow arms), however they ended."""
+
 REQUESTS: Final = "modelyard_requests_total"
 PROMPT_TOKENS: Final = "modelyard_prompt_tokens_total"
 CACHED_TOKENS: Final = "modelyard_prompt_cached_tokens_total"
@@ -49,12 +52,18 @@ ATTEMPTS: Final = "modelyard_upstream_attempts_total"
 FALLBACKS: Final = "modelyard_fallbacks_total"
 PHASE_SECONDS: Final = "modelyard_phase_seconds_total"
 PHASE_TOKENS: Final = "modelyard_phase_tokens_total"
+SHADOW_REQUESTS: Final = "modelyard_shadow_requests_total"
+SHADOW_PROMPT_TOKENS: Final = "modelyard_shadow_prompt_tokens_total"
+SHADOW_COMPLETION_TOKENS: Final = "modelyard_shadow_completion_tokens_total"
+SHADOW_SECONDS: Final = "modelyard_shadow_engine_seconds_total"
 
 DURATION: Final = "modelyard_request_duration_seconds"
 TTFT: Final = "modelyard_time_to_first_token_seconds"
 ITL: Final = "modelyard_inter_token_latency_seconds"
 STREAM_GAP_MAX: Final = "modelyard_stream_gap_max_seconds"
 OVERHEAD: Final = "modelyard_router_overhead_seconds"
+SHADOW_DURATION: Final = "modelyard_shadow_request_duration_seconds"
+SHADOW_TTFT: Final = "modelyard_shadow_time_to_first_token_seconds"
 
 COUNTER_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     REQUESTS: ("model", "version", "endpoint", "outcome"),
@@ -65,6 +74,10 @@ COUNTER_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     FALLBACKS: ("model", "version"),
     PHASE_SECONDS: ("model", "version", "phase"),
     PHASE_TOKENS: ("model", "version", "phase"),
+    SHADOW_REQUESTS: ("model", "version", "outcome"),
+    SHADOW_PROMPT_TOKENS: ("model", "version", "source"),
+    SHADOW_COMPLETION_TOKENS: ("model", "version", "source"),
+    SHADOW_SECONDS: ("model", "version"),
 }
 HISTOGRAM_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     DURATION: ("model", "version", "endpoint"),
@@ -72,6 +85,8 @@ HISTOGRAM_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     ITL: ("model", "version"),
     STREAM_GAP_MAX: ("model", "version"),
     OVERHEAD: ("endpoint",),
+    SHADOW_DURATION: ("model", "version"),
+    SHADOW_TTFT: ("model", "version"),
 }
 
 REQUEST_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
@@ -113,6 +128,8 @@ HISTOGRAM_BOUNDS: Final[Mapping[str, str]] = {
     ITL: "token.1",
     STREAM_GAP_MAX: "token.1",
     OVERHEAD: "overhead.1",
+    SHADOW_DURATION: "request.1",
+    SHADOW_TTFT: "first_token.1",
 }
 
 Deltas = tuple[dict[CounterKey, float], dict[HistogramKey, HistogramDelta]]
@@ -121,6 +138,7 @@ _alike: Final[Callable[[RequestRecord], tuple[object, ...]]] = attrgetter(
     "model", "version", "endpoint", "outcome", "status", "streamed", "usage_source", "assigned"
 )
 """Records that agree in these count into the same series: a batch is one pass in C per figure, not one per record."""
+_shadow_of = attrgetter("shadow_of")
 _attempts = attrgetter("attempts")
 _prompt = attrgetter("prompt_tokens")
 _completion = attrgetter("completion_tokens")
@@ -135,6 +153,11 @@ def outcome_class(record: RequestRecord) -> str:
     if record.outcome == "completed" and record.status >= 400:
         return "client_error"
     return record.outcome
+
+
+def billed_as(record: RequestRecord) -> str:
+    """The value of `outcome` on bills: copies of requests have their own, apart from what clients asked for."""
+    return SHADOW if record.shadow_of else outcome_class(record)
 
 
 def endpoint_label(endpoint: str) -> str:
@@ -153,9 +176,13 @@ def observe(records: Sequence[RequestRecord]) -> Deltas:
     - router overhead: requests that were handed to an engine.
     - phase seconds and tokens: streams with usage; prefill is first token - dispatch over the uncached prompt tokens,
       decode is last - first token over the tokens after the first. `monitoring.cost` prices tokens by them.
+    - shadow_…: copies of requests (shadow arms), which are in none of the others.
     """
     counters: defaultdict[CounterKey, float] = defaultdict(float)
     histograms = _Histograms()
+    if any(map(_shadow_of, records)):
+        _observe_shadows([record for record in records if record.shadow_of], counters, histograms)
+        records = [record for record in records if not record.shadow_of]
     groups: defaultdict[tuple[object, ...], list[RequestRecord]] = defaultdict(list)
     for kind, record in zip(map(_alike, records), records, strict=True):
         groups[kind].append(record)
@@ -183,7 +210,7 @@ def intervals(records: Sequence[RequestRecord], device_of: Callable[[str], str |
         if device is not None:
             start = record.started_at + dispatched_s
             version = f"{record.model}@{record.version}"
-            found.append(Interval(device, version, outcome_class(record), start, record.ended_at))
+            found.append(Interval(device, version, billed_as(record), start, record.ended_at))
     return found
 
 
@@ -229,6 +256,24 @@ def _measure(group: Sequence[RequestRecord], histograms: _Histograms) -> None:
         spans = [one.last_token_s - one.first_token_s for one in flowing]
         histograms.add(ITL, owner, list(map(truediv, spans, gaps)), gaps)
         histograms.add(STREAM_GAP_MAX, owner, list(map(_gap_max, flowing)))
+
+
+def _observe_shadows(
+    records: Sequence[RequestRecord], counters: defaultdict[CounterKey, float], histograms: _Histograms
+) -> None:
+    """Count copies of requests and take their times."""
+    for one in records:
+        owner = (one.model, one.version)
+        counters[CounterKey(SHADOW_REQUESTS, (*owner, outcome_class(one)))] += 1
+        if one.usage_source != "none":
+            counters[CounterKey(SHADOW_PROMPT_TOKENS, (*owner, one.usage_source))] += one.prompt_tokens
+            counters[CounterKey(SHADOW_COMPLETION_TOKENS, (*owner, one.usage_source))] += one.completion_tokens
+        if one.dispatched_s > 0:
+            counters[CounterKey(SHADOW_SECONDS, owner)] += max(0.0, one.duration_s - one.dispatched_s)
+        if one.outcome == "completed" and one.status < 400:
+            histograms.add(SHADOW_DURATION, owner, [one.duration_s])
+        if one.streamed and one.first_token_s > 0:
+            histograms.add(SHADOW_TTFT, owner, [one.first_token_s])
 
 
 def mean_gap_s(record: RequestRecord) -> float | None:

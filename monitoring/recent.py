@@ -48,8 +48,9 @@ class RecentWindow:
         self._records: deque[RequestRecord] = deque(maxlen=records_max)
 
     def add(self, records: Iterable[RequestRecord]) -> None:
-        """Take in finished requests, in any order; above `records_max` the ones that came first are forgotten."""
-        self._records.extend(records)
+        """Take in finished requests, in any order; above `records_max` the ones that came first are forgotten. Copies
+        of requests (shadow arms) are no traffic."""
+        self._records.extend([record for record in records if not record.shadow_of])
 
     def __len__(self) -> int:
         return len(self._records)

@@ -30,6 +30,7 @@ from monitoring.observe import (
     PHASE_TOKENS,
     PROMPT_TOKENS,
     REQUESTS,
+    SHADOW_REQUESTS,
 )
 from registry.entries import HOUR_S, CostSeconds, CounterKey, CpuSeconds, HeldSeconds
 
@@ -52,6 +53,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    shadow_requests: int = 0
+    """Copies of requests that it answered; they are in none of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,13 @@ def usage_of(counters: Mapping[CounterKey, float]) -> tuple[Usage, ...]:
     """Requests and tokens per version from the ledger's counters."""
     requests: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
+    copies: defaultdict[str, int] = defaultdict(int)
     for key, value in counters.items():
         if key.name == REQUESTS:
             requests[_ref(key)][key.labels[3]] += round(value)
+        elif key.name == SHADOW_REQUESTS:
+            requests.setdefault(_ref(key), defaultdict(int))
+            copies[_ref(key)] += round(value) if key.labels[2] == "completed" else 0
         elif key.name in (PROMPT_TOKENS, CACHED_TOKENS, COMPLETION_TOKENS):
             tokens[_ref(key), key.name] += round(value)
     return tuple(
@@ -141,6 +148,7 @@ def usage_of(counters: Mapping[CounterKey, float]) -> tuple[Usage, ...]:
             tokens[ref, PROMPT_TOKENS],
             tokens[ref, CACHED_TOKENS],
             tokens[ref, COMPLETION_TOKENS],
+            copies[ref],
         )
         for ref, outcomes in sorted(requests.items())
         if ref

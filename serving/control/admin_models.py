@@ -6,7 +6,7 @@ Owns: their shape. Never: where the values come from.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +62,8 @@ class VersionStatus(Shape):
     requests: int
     failures: int
     """Failed and truncated requests: the service's fault."""
+    shadow_requests: int
+    """Copies of requests that it answered as a shadow; they count nowhere else here."""
     prompt_tokens: int
     completion_tokens: int
     requests_per_second: float
@@ -81,6 +83,10 @@ class ModelStatus(Shape):
     route: dict[str, int]
     revision: int
     fallback: list[str]
+    segments: list[str]
+    """Names of the segments that have arms of their own."""
+    shadows: dict[str, int]
+    """Label -> basis points of the requests that it gets copies of."""
     versions: list[VersionStatus]
     aliases: dict[str, str]
 
@@ -307,6 +313,45 @@ class LogTail(Shape):
 class Health(Shape):
     status: str
     """`ok`"""
+
+
+class Dependency(Shape):
+    """One thing that the yard depends on."""
+
+    name: str
+    """`workers`, `engines`, `database`, `disk`, `devices`, `records`; `access log` and `tracing` where configured"""
+    state: Literal["ok", "degraded", "failed"]
+    detail: str
+
+
+class Readiness(Shape):
+    """How the yard stands: `failed` only where nothing can be served."""
+
+    status: Literal["ready", "degraded", "failed"]
+    dependencies: list[Dependency]
+
+
+class ReplacementView(Shape):
+    """How one router worker was replaced."""
+
+    worker: str
+    """The new one."""
+    replaced: str
+    ready_s: float
+    """Until the new one served."""
+    drained_s: float
+    """Until the old one had answered what it had, or was cut off."""
+    cut_off: int
+    """Requests that the drain's deadline ended."""
+
+
+class Restart(Shape):
+    """A rolling replacement of the router's workers."""
+
+    running: bool
+    total: int
+    step: str
+    replacements: list[ReplacementView]
 
 
 class SetRoute(Shape):

@@ -113,6 +113,7 @@ def model_statuses(
             inflight=sum(inflight.get(one.id, 0) for one in own),
             requests=sum(used.requests.values()) if used else 0,
             failures=sum(used.requests.get(name, 0) for name in FAULTS) if used else 0,
+            shadow_requests=used.shadow_requests if used else 0,
             prompt_tokens=used.prompt_tokens if used else 0,
             completion_tokens=used.completion_tokens if used else 0,
             requests_per_second=recent.requests_per_second if recent else 0.0,
@@ -134,6 +135,8 @@ def model_statuses(
                 route=dict(model.route.weights) if model.route else {},
                 revision=model.route.revision if model.route else 0,
                 fallback=list(model.route.fallback) if model.route else [],
+                segments=[one.name for one in model.route.segments] if model.route else [],
+                shadows={one.label: one.sample for one in model.route.shadows} if model.route else {},
                 versions=[version_status(model, one) for one in model.versions.values() if one.retired_at is None],
                 aliases=dict(model.aliases),
             )

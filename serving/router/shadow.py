@@ -120,11 +120,23 @@ class Shadows:
         for version, lane in model.shadows:
             if place < lane.config.sample:
                 copy = Copy(self._router, exchange, model, version, lane)
-                if refusal := lane.refusal(self._router.now()):
+                if refusal := lane.refusal(self._router.now()) or self._crowded(model.config.name):
                     copy.refuse(refusal)
                 else:
                     lane.copies.add(copy)
                     self._router.soon(copy.start)
+
+    def _crowded(self, model: str) -> str:
+        """A copy begins only where a client's request could; it takes no place from one, so none ever waits for it."""
+        entrance = self._router.entrance
+        if entrance is None:
+            return ""
+        room = entrance.make_room(model)
+        if room is False:
+            return "shadow_no_room"
+        if room is not True:
+            entrance.give_back(room)
+        return ""
 
     def sweep(self, now: float) -> None:
         """End copies that have waited too long, and all of a shadow that has used its hour up."""

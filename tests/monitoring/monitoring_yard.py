@@ -82,6 +82,7 @@ def second(at: float) -> tuple[list[RequestRecord], Sums]:
         record(started_at=at, duration_s=0.2, outcome="failed", status=502, streamed=False, events=0),
         record(started_at=at, duration_s=0.3, replica="assistant@v1/gpu", first_token_s=0.1, last_token_s=0.3),
         record(started_at=at, duration_s=0.0, outcome="rejected", status=404, model="", version="", dispatched_s=0.0),
+        record(started_at=at, duration_s=0.3, shadow_of="r", version="v2", dispatched_s=0.0, last_token_s=0.3),
     ]
     hour = int(at // 3600) * 3600
     held = (HeldSeconds(hour, "cpu", 1.0), HeldSeconds(hour, "GPU-1", 1.0, 300.0, 1.0))

@@ -35,6 +35,7 @@ records = st.lists(
         dispatched_s=st.sampled_from([0.0, 0.015625]),
         overhead_s=st.just(0.00006103515625),
         duration_s=st.integers(0, 1000).map(lambda n: n / 64),
+        shadow_of=st.sampled_from(["", "", "r"]),
     ),
     max_size=20,
 )
@@ -63,7 +64,9 @@ def test_batches_make_no_difference(found: list[RequestRecord], cut: int) -> Non
 @given(records)
 def test_every_record_is_one_request_and_labels_are_bounded(found: list[RequestRecord]) -> None:
     counters, histograms = observe(found)
-    assert sum(value for key, value in counters.items() if key.name == names.REQUESTS) == len(found)
+    copies = sum(bool(one.shadow_of) for one in found)
+    assert sum(value for key, value in counters.items() if key.name == names.REQUESTS) == len(found) - copies
+    assert sum(value for key, value in counters.items() if key.name == names.SHADOW_REQUESTS) == copies
     for key in counters:
         assert len(key.labels) == len(names.COUNTER_LABELS[key.name])
         labels = dict(zip(names.COUNTER_LABELS[key.name], key.labels, strict=True))
@@ -105,6 +108,31 @@ def test_an_engines_own_4xx_is_no_success() -> None:
     assert outcome_class(record(status=400)) == "client_error"
     _, histograms = observe([record(status=400, streamed=False)])
     assert not [key for key in histograms if key.name == names.DURATION]
+
+
+@given(records)
+def test_copies_of_requests_change_nothing_that_counts_requests(found: list[RequestRecord]) -> None:
+    counters, histograms = observe(found)
+    only, measured = observe([one for one in found if not one.shadow_of])
+    assert {key: value for key, value in counters.items() if "shadow" not in key.name} == only
+    assert {key: value for key, value in histograms.items() if "shadow" not in key.name} == measured
+
+
+def test_a_copy_in_detail() -> None:
+    copy = record(shadow_of="r", version="v2", dispatched_s=0.5)
+    counters, histograms = observe([copy, record(shadow_of="q", version="v2", outcome="rejected", usage_source="none")])
+    v2 = ("assistant", "v2")
+    assert counters[CounterKey(names.SHADOW_REQUESTS, (*v2, "completed"))] == 1
+    assert counters[CounterKey(names.SHADOW_REQUESTS, (*v2, "rejected"))] == 1
+    assert counters[CounterKey(names.SHADOW_PROMPT_TOKENS, (*v2, "engine"))] == 100
+    assert counters[CounterKey(names.SHADOW_COMPLETION_TOKENS, (*v2, "engine"))] == 21
+    assert counters[CounterKey(names.SHADOW_SECONDS, v2)] == pytest.approx(2.0 + 2.499)
+    assert {key.name for key in histograms} == {names.SHADOW_DURATION, names.SHADOW_TTFT}
+
+
+def test_a_copys_time_on_a_device_is_billed_as_a_shadows() -> None:
+    (one,) = intervals([record(shadow_of="r", outcome="cancelled")], lambda replica: "cpu")
+    assert (one.version, one.outcome) == ("assistant@v1", names.SHADOW)
 
 
 def test_an_interval_runs_from_the_hand_over_to_the_end_and_only_on_our_devices() -> None:

@@ -17,6 +17,7 @@ def test_rates_of_a_minute() -> None:
     window.add(record(started_at=NOW - 50 + n, first_token_s=0.1 * (n + 1), last_token_s=10.0) for n in range(10))
     window.add([record(started_at=NOW - 30, outcome="failed", version="v2", streamed=False, completion_tokens=0)])
     window.add([record(started_at=NOW - 30, outcome="rejected", version="v2", streamed=False, completion_tokens=0)])
+    window.add([record(started_at=NOW - 30, shadow_of="r", version="v2", first_token_s=9.0)])
     rates = window.rates(NOW)
     first, second = rates["assistant", "v1"], rates["assistant", "v2"]
     assert first.requests == 10

@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monitoring_records import record
 
 from monitoring import settle
 from monitoring.cost import Prices
@@ -78,3 +82,48 @@ def test_a_loaded_version_without_requests_bears_its_part_of_the_idle_time() -> 
 
     assert per_1k({V1: 8e9}) == pytest.approx(10.0)
     assert per_1k({V1: 8e9, V2: 8e9}) == pytest.approx(1000 * (0.1 + 0.9 / 2) / 100)
+
+
+spans = st.lists(
+    st.tuples(st.sampled_from(["v1", "v2"]), st.booleans(), st.integers(0, 5000), st.integers(1, 3000)), max_size=25
+)
+
+
+@given(spans)
+@settings(max_examples=30, deadline=None)
+def test_a_bill_with_copies_of_requests_sums_to_the_last_digit(found: list[tuple[str, bool, int, int]]) -> None:
+    """Copies share the device with what clients asked for; their time has a line, and no request pays for it."""
+    records = [
+        record(
+            version=version,
+            shadow_of="r" if copy else "",
+            started_at=HOUR + start / 1000,
+            dispatched_s=0.001,
+            duration_s=0.001 + length / 1000,
+        )
+        for version, copy, start, length in found
+    ]
+    with TemporaryDirectory() as folder:
+        registry = Registry.open(Path(folder) / "registry.db")
+        ledger = Ledger(registry.engine)
+        with ledger.transaction() as tx:
+            settle.count(tx, records, lambda replica: "gpu")
+            settle.settle(tx, HOUR + 100.0)
+            tx.add_held_seconds([HeldSeconds(HOUR, "gpu", 100.0)])
+            tx.set_cursor(settle.HELD, HOUR + 100.0)
+        view = settle.view(ledger)
+        registry.close()
+    made = statement(view, prices=Prices(gpu_hour=2.5), devices={}, stop=HOUR + 100.0)
+    for bill in made.bills:
+        assert sum(line.nano for line in bill.lines) == bill.total_nano
+    busy = next(bill for bill in made.bills if bill.basis == "busy")
+    copied = {version for version, copy, *_ in found if copy}
+    assert {line.version for line in busy.lines if line.outcome == "shadow"} == {f"assistant@{one}" for one in copied}
+    for unit in made.unit_costs:
+        if unit.basis == "busy" and unit.per_1k_requests is not None:
+            own = [line for line in busy.lines if line.version == unit.version and line.outcome != "shadow"]
+            asked = sum(f"assistant@{version}" == unit.version and not copy for version, copy, *_ in found)
+            assert unit.per_1k_requests * asked / 1000 == pytest.approx(sum(line.amount for line in own), abs=1e-8)
+    for used in made.usage:
+        own_copies = sum(f"assistant@{version}" == used.version and copy for version, copy, *_ in found)
+        assert used.shadow_requests == own_copies
