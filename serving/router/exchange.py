@@ -146,7 +146,9 @@ class Exchange:
         self.record.assigned = self._assign(target)
         target.model.budget.deposit()
         self._uncopied = bool(target.model.shadows) and target.pinned is None
-        self._plan = Plan(self._chain(target), target.model.config.retry.attempts_max, self._choose)
+        self._plan = Plan(
+            self._chain(target), target.model.config.retry.attempts_max, self._router.choose, self.request
+        )
         if self._plan.next(self._router.now()):
             self._attempt()
         else:
@@ -176,9 +178,6 @@ class Exchange:
                 record.segment = segment.name
                 arms = segment.arms
         return split.arm_of(arms, record.bucket)
-
-    def _choose(self, version: VersionState, left: list[Backend]) -> Backend:
-        return self._router.choose(version, left, self.request)
 
     def _chain(self, target: Target) -> list[VersionState]:
         """The versions that may answer, in order. A pinned one has no fallback: the client asked for that one."""
@@ -424,7 +423,7 @@ class Exchange:
         hide this answer."""
         model, label = self._target.model, self.record.version
         larger = [version for version in model.larger_context if version.label != label]
-        plan = Plan(larger, model.config.retry.attempts_max, self._choose)
+        plan = Plan(larger, model.config.retry.attempts_max, self._router.choose, self.request)
         if self._target.pinned is not None or not plan.next(self._router.now()):
             return False
         self._refused = (answer, label, self.record.replica)
@@ -456,13 +455,18 @@ class Exchange:
         resumption = resume(self.request.body, self.request.endpoint, answer.partial)
         now = self._router.now()
         versions = self._version.continuers
-        left = [(version, one) for version in versions for one in version.backends if one.breaker.allows(now)]
-        left = [(version, one) for version, one in left if self._failed.get(one.config.id, -1) != events]
+        left = [
+            (version, one)
+            for version in versions
+            for one in version.backends
+            if self._failed.get(one.config.id, -1) != events and not one.breaker.rests_s(now)
+        ]
+        left = [each for each in left if each[1].breaker.allows(now)] or left
         if resumption is None or not left:
             return False
         version = left[0][0]
         candidates = [one for owner, one in left if owner is version]
-        backend = candidates[0] if len(candidates) == 1 else self._choose(version, candidates)
+        backend = candidates[0] if len(candidates) == 1 else self._router.choose(version, candidates, self.request)
         record.continuations += 1
         record.attempts += 1
         record.version = version.label

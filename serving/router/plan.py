@@ -12,23 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from serving.router.http1 import Request
 from serving.router.retry import Elsewhere
 from serving.router.snapshot import VersionState
 from serving.router.upstream import Backend
 
-Choose = Callable[[VersionState, list[Backend]], Backend]
-"""One of several replicas of a version, none of them tried yet."""
+Choose = Callable[[VersionState, list[Backend], Request], Backend]
+"""One of several replicas of a version, none of them tried yet by this request."""
 
 
 class Plan:
     """Where one request is and may go. `version` and `backend` are set by `next`."""
 
-    __slots__ = ("_attempts_max", "_choose", "_in_version", "_tries", "_versions", "backend", "version")
+    __slots__ = ("_attempts_max", "_choose", "_in_version", "_request", "_tries", "_versions", "backend", "version")
 
-    def __init__(self, versions: Sequence[VersionState], attempts_max: int, choose: Choose) -> None:
+    def __init__(self, versions: Sequence[VersionState], attempts_max: int, choose: Choose, request: Request) -> None:
         self._versions = versions
         self._attempts_max = attempts_max
         self._choose = choose
+        self._request = request
         self._tries: dict[str, int] = {}
         self._in_version = 0
         self.version: VersionState
@@ -48,7 +50,7 @@ class Plan:
         if not self._tries or version is not self.version:
             self._in_version = 0
         self.version = version
-        self.backend = left[0] if len(left) == 1 else self._choose(version, left)
+        self.backend = left[0] if len(left) == 1 else self._choose(version, left, self._request)
         self.again()
         return True
 
