@@ -60,6 +60,8 @@ POLL_S = 2.0
 CUT_OFF_S = 1.0
 LOG_BYTES_MAX = 4 * 1024 * 1024
 PORT_IN_USE_EXIT = 4
+COUNTERS = "counters"
+"""The file in `workers/` in which they count together; it stays when they go, and so do budgets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +398,8 @@ class Workers:
         giver = taking or self._giver(worker)
         if giver is not None:
             arguments += ("--take", str(handover_path(giver.socket)))
-        places = ("--socket", str(worker.socket), "--segments", str(self._segments))
+        counters = ("--counters", str(self._root / COUNTERS))
+        places = (*counters, "--socket", str(worker.socket), "--segments", str(self._segments))
         with path.open("ab") as output:
             worker.child = subprocess.Popen(
                 [*self._command, *arguments, *places],
