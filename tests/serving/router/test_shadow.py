@@ -18,7 +18,7 @@ from router_harness import RouterProcess, model, version
 from registry.models import BUCKETS
 from registry.usage import RequestRecord
 from serving.router.shadow import SLOT_S, SLOTS, Lane, Spending, place_of
-from serving.router.table import Shadow, Timeouts
+from serving.router.table import Admission, Shadow, Timeouts
 
 Start = Callable[..., FakeEngine]
 
@@ -293,3 +293,17 @@ def test_samples_are_nested_and_near_their_share(salt: bytes, sample: int) -> No
     places = [place_of(f"req-{number}", salt) for number in range(400)]
     taken = sum(place < sample for place in places)
     assert abs(taken / 400 - sample / BUCKETS) < 0.13
+
+
+def test_a_copy_begins_only_where_a_client_could_and_takes_no_place(router: RouterProcess, fake_engine: Start) -> None:
+    one, two = fake_engine("--first-byte-delay-s", "0.5"), fake_engine("--first-byte-delay-s", "60")
+    admission = Admission(inflight_max=2, queue_max=10)
+    publish(router, one.port, two.port, admission=admission)
+    started = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda number: router.chat(), range(6)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert time.monotonic() - started < 3, "three rounds of two: no place is held by a copy that hangs"
+    assert two.stats()["seen"] <= 3
+    _, copies = apart(router.records(6 + 3))
+    assert {copy.error for copy in copies} == {"shadow_no_room"}
