@@ -19,7 +19,9 @@ from registry.state import ADMIN_URL_VARIABLE, StateDir
 from registry.terminal import NotThereError, UserError
 
 START = "start one with `modelyard up configs/quickstart.yaml`"
-PATHS = frozenset({"models", "versions", "aliases", "route", "history", "rollback", "retire", "engines", "log", "workers", "restart"})
+PATHS = frozenset(
+    {"models", "versions", "aliases", "route", "history", "rollback", "retire", "engines", "log", "workers", "restart"}
+)
 """Parts of paths that name nothing."""
 
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Query
 
 from serving.config import parse
 from serving.control.admin_api import Control, actor_of
-from serving.control.admin_models import ApplyConfig, LogTail, PlanView, Status
+from serving.control.admin_models import ApplyConfig, LogTail, PlanView, Readiness, Restart, Status
 from serving.errors import ApiError
 
 Actor = Annotated[str, Depends(actor_of)]
@@ -52,6 +52,20 @@ def live_routes(control: Control) -> APIRouter:
     @router.get("/engines/{replica}/log", tags=["engines"], summary="The same, with `/` written as %2F or left out")
     async def replica_log(replica: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 50) -> LogTail:
         return await _log_tail(control, replica if "/" in replica else f"{replica}/0", lines)
+
+    @router.get("/health", tags=["monitoring"], summary="What the yard depends on, and how each of it stands")
+    async def readiness() -> Readiness:
+        """The same as `/health/ready`, with status 200 however it stands."""
+        return await control.readiness()
+
+    @router.post("/workers/restart", tags=["workers"], summary="Replace the router's workers one by one")
+    async def restart_workers(actor: Actor) -> Restart:
+        """Answers when it is done. No request fails for it: each new worker serves before the old one drains."""
+        return await control.restart_workers(actor=actor)
+
+    @router.get("/workers/restart", tags=["workers"], summary="How far the last replacement of workers is")
+    async def restart_progress() -> Restart:
+        return control.restart_progress()
 
     @router.post("/apply", tags=["configuration"], summary="Apply a configuration to the running yard")
     async def apply(body: ApplyConfig, actor: Actor, dry_run: bool = False) -> PlanView:

@@ -11,12 +11,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any, Final
 
-import msgspec
-
 from registry.models import BUCKETS
 from registry.usage import RequestRecord
 from serving.errors import ApiError
-from serving.router import openai_wire
+from serving.router import openai_wire, readiness
 from serving.router.account import SegmentWriter
 from serving.router.affinity import ANCHORS, Prefixes, fingerprints
 from serving.router.counters import Counters
@@ -217,7 +215,7 @@ class Router:
         if path == "/health/live":
             client.send(200, b'{"status":"live"}', request, content_type=JSON)
         elif path == "/health/ready":
-            client.send(*self._readiness(), request, content_type=JSON)
+            self._answer_readiness(client, request)
         elif path == "/v1/models":
             client.send(200, self.snapshot.models_for(request.key), request, content_type=JSON)
         elif path.startswith("/v1/models/"):
@@ -231,16 +229,19 @@ class Router:
             return False
         return True
 
-    def _readiness(self) -> tuple[int, bytes]:
-        missing = self.snapshot.not_answering()
-        if self.draining:
-            state = "draining"
-        elif missing:
-            state = "engines are not ready"
+    def _answer_readiness(self, client: Client, request: Request) -> None:
+        """Of all models, or of `?model=NAME`. A worker that has a successor speaks for it: the port goes on serving."""
+        leaving = self.draining and not self.replaced
+        query = request.target.partition(b"?")[2].decode("latin-1")
+        if query.startswith("model="):
+            name = query.removeprefix("model=").partition("&")[0].replace("%40", "@")
+            found = readiness.of_name(self.snapshot, name, leaving=leaving)
+            if found is None:
+                client.send_error(self._unknown(name, request.key), request)
+                return
         else:
-            state = "ready"
-        body = {"status": state, "generation": self.snapshot.generation, "not_ready": missing}
-        return (200 if state == "ready" else 503), msgspec.json.encode(body)
+            found = readiness.of_worker(self.snapshot, leaving=leaving)
+        client.send(*found, request, content_type=JSON)
 
     # --- an exchange's side ---
 

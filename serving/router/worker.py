@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -34,6 +35,7 @@ from serving.router.table import Table
 
 SWEEP_S: Final = 0.1
 STATS_S: Final = 1.0
+PORT_ERRORS: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
 DRAIN_S: Final = 30.0
 FLUSH_S: Final = 0.5
 """How long clients that are cut off have to read why."""
@@ -228,6 +230,9 @@ def main() -> None:
     try:
         uvloop.run(worker.run())
     except OSError as error:
+        if error.errno not in PORT_ERRORS:
+            sys.stderr.write(f"the router worker cannot start: {error}\n")
+            raise SystemExit(1) from None
         sys.stderr.write(
             f"the router cannot serve on {options.host}:{options.port}: {error.strerror or error}; "
             "stop what holds the port or choose another with --port\n"

@@ -97,7 +97,7 @@ class Stack:
         def ready() -> bool:
             assert process.poll() is None, f"up ended with {process.returncode}: {self.log.read_text()[-3000:]}"
             return (
-                httpx.get(f"{self.url}/health/ready", trust_env=False).status_code == 200
+                httpx.get(f"{self.url}/health/ready", trust_env=False).json()["status"] == "ready"
                 and httpx.get(f"{self.admin_url}/health", trust_env=False).status_code == 200
             )
 

@@ -65,7 +65,7 @@ class YardProcess:
         if info is None or info.pid != self.process.pid:
             return None
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{info.url}/health/ready", trust_env=False).status_code == 200:
+            if httpx.get(f"{info.url}/health/ready", trust_env=False).json()["status"] == "ready":
                 return info
         return None
 
