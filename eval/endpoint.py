@@ -10,6 +10,7 @@ OpenAI endpoint) the URL and the model name stand for the version, and the Subje
 from __future__ import annotations
 
 import os
+import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -19,6 +20,7 @@ import msgspec
 
 from eval.errors import RequestRefusedError, ServerGoneError
 from eval.results import Subject
+from registry.certificates import trusting
 from registry.models import InvalidNameError, VersionRef
 from registry.state import ADMIN_URL_VARIABLE, URL_VARIABLE, StateDir
 from registry.terminal import UserError
@@ -34,6 +36,17 @@ class Endpoint:
 
     url: str
     admin_url: str = ""
+    admin_token: str = ""
+    certificate: str = ""
+    """The file of the certificate that this machine's own yard shows; "" for any other server."""
+
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """How the server is recognised: a yard of this machine by its certificate, others by who signed theirs."""
+        try:
+            return trusting(self.certificate, self.url) if self.certificate else True
+        except OSError:  # the yard says so itself, and the server is asked like any other
+            return True
 
 
 def find(url: str | None, admin_url: str | None, state: StateDir) -> Endpoint:
@@ -47,7 +60,9 @@ def find(url: str | None, admin_url: str | None, state: StateDir) -> Endpoint:
     admin = admin_url or os.environ.get(ADMIN_URL_VARIABLE) or ""
     if not admin and yard is not None and chosen == own:
         admin = yard.admin_url
-    return Endpoint(chosen, admin.rstrip("/"))
+    admin = admin.rstrip("/")
+    certificate = yard.certificate if yard is not None and chosen == own else ""
+    return Endpoint(chosen, admin, state.token_for(admin) if admin else "", certificate)
 
 
 def headers() -> dict[str, str]:
@@ -96,6 +111,7 @@ def check_alive(endpoint: Endpoint) -> None:
             headers=headers(),
             timeout=_TIMEOUT_S,
             trust_env=trusts_environment(endpoint.url),
+            verify=endpoint.verify,
         )
     except httpx.InvalidURL as error:
         raise UserError(f"{endpoint.url!r} is not a URL ({error}): give one like {DEFAULT_URL}") from error
@@ -121,7 +137,8 @@ def _ask_admin(endpoint: Endpoint, path: str) -> httpx.Response | None:
         return None
     url = f"{endpoint.admin_url}/admin/v1/{path}"
     try:
-        return httpx.get(url, timeout=_TIMEOUT_S, trust_env=trusts_environment(url))
+        known = {"authorization": f"Bearer {endpoint.admin_token}"} if endpoint.admin_token else {}
+        return httpx.get(url, headers=known, timeout=_TIMEOUT_S, trust_env=trusts_environment(url))
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
 

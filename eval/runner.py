@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ class Plan:
     key: RunKey
     run: Run
     concurrency: int
+    verify: ssl.SSLContext | bool = True
+    """How the server is recognised where it speaks HTTPS."""
 
     @property
     def wanted(self) -> Iterator[tuple[Case, int]]:
@@ -162,6 +165,7 @@ class _Session:
             timeout=TIMEOUT,
             headers=headers(),
             trust_env=trusts_environment(plan.subject.url),
+            verify=plan.verify,
         ) as http:
             client = Client(
                 http,

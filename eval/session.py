@@ -79,7 +79,8 @@ class Session:
         key = self.key(subject, twin=twin)
         run = self.store.open(self.suite, subject, key, fresh=self.settings.fresh, now=time.time())
         begun = sum(1 for sample in run.samples().values() if sample.final)
-        plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency)
+        verify = self.endpoint.verify if subject.url == self.endpoint.url else True
+        plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency, verify)
         return Job(plan, run.finished, begun)
 
     def pair(self, baseline: str, candidate: str) -> tuple[Job, Job]:

@@ -1,14 +1,13 @@
 """Who may change a yard, and on which addresses it may be reached.
 
 Owns: the admin token, the check of an admin request's credential, the rule that nothing listens beyond loopback without
-keys. Never: requests to models (serving.router.keys), what a call does.
+keys, finding the router's certificate. Never: requests to models (serving.router.keys), what a call does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import os
 import secrets
@@ -17,11 +16,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from registry.certificates import is_loopback
 from registry.state import ADMIN_TOKEN_VARIABLE
-from registry.terminal import UserError
+from registry.terminal import NotThereError, UserError
 from serving.config import ServerConfig
 from serving.errors import ApiError
 from serving.router.table import Key
+from serving.router.tls import TlsError, load
 
 log = logging.getLogger("modelyard.access")
 
@@ -31,14 +32,6 @@ TOKEN_LENGTH_MIN: Final = 32
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = frozenset({"/health"})
 ADMIN_SCOPE: Final = "admin"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that is bound to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_public(server: ServerConfig, *, has_keys: bool) -> None:
@@ -55,6 +48,22 @@ def check_public(server: ServerConfig, *, has_keys: bool) -> None:
                 "with --require-keys (server.require_keys) and make keys with `modelyard keys create`, or say "
                 "--allow-public-without-keys (server.allow_public_without_keys)"
             )
+
+
+def tls_files(server: ServerConfig, base: Path) -> tuple[str, ...]:
+    """The files of the certificate and of its key, where the router speaks HTTPS; paths may be relative to `base`.
+
+    Raises NotThereError where one is missing, UserError where they cannot be used.
+    """
+    if server.tls is None:
+        return ()
+    files = [(base / Path(name).expanduser()).absolute() for name in (server.tls.certificate, server.tls.key)]
+    try:
+        load(*files)
+    except TlsError as error:
+        kind = UserError if all(path.is_file() for path in files) else NotThereError
+        raise kind(str(error)) from None
+    return tuple(str(path) for path in files)
 
 
 def admin_token(path: Path) -> str:

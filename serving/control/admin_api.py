@@ -28,11 +28,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from monitoring.statement import Statement
+from registry.certificates import is_loopback
 from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
 from registry.store import Registry
 from registry.terminal import NotThereError, UserError
 from serving.config import YardConfig
-from serving.control.access import SAFE_METHODS, Access, is_loopback
+from serving.control.access import SAFE_METHODS, Access
 from serving.control.admin_models import Health, Readiness, Restart, Status
 from serving.control.apply import RefusedError
 from serving.control.changes import Changes

@@ -33,7 +33,15 @@ from serving.control.health import readiness
 from serving.control.outlets import Outlets
 from serving.control.plan import Plan
 from serving.control.publisher import Publisher
-from serving.control.status import device_view, inflight_of, model_statuses, replica_view, state_of, worker_view
+from serving.control.status import (
+    device_view,
+    inflight_of,
+    model_statuses,
+    replica_view,
+    state_of,
+    tls_problems,
+    worker_view,
+)
 from serving.control.ui import Options
 from serving.control.workers import Progress, Workers
 from serving.engines.supervisor import Supervisor
@@ -124,6 +132,7 @@ class Desk:
                 *self._parts.accounts.problems(),
                 *(f"{one.id} failed: {one.last_error}" for one in replicas if one.state == "failed"),
                 *(f"worker {name} could not write {count} records" for name, count in lost.items()),
+                *(f"the certificate in use stays: {problem}" for problem in tls_problems(workers)),
             ],
         )
 
@@ -187,6 +196,7 @@ class Desk:
         ours = self._parts.config.server
         fixed: dict[str, Any] = self._parts.options.grants()
         fixed |= {"host": ours.host, "port": ours.port, "admin_host": ours.admin_host, "admin_port": ours.admin_port}
+        fixed["tls"] = ours.tls
         if self._parts.options.workers is not None:
             fixed["workers"] = self._parts.options.workers
         return config.server.model_copy(update=fixed)

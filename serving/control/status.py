@@ -31,6 +31,11 @@ def state_of(replicas: Iterable[ReplicaStatus]) -> str:
     return next((state for state in STATES if state in states), "registered")
 
 
+def tls_problems(workers: Iterable[WorkerStatus]) -> list[str]:
+    """Why workers go on with an older certificate than the one that lies there, each reason once."""
+    return sorted({one.stats.tls_problem for one in workers if one.stats is not None and one.stats.tls_problem})
+
+
 def inflight_of(workers: Iterable[WorkerStatus]) -> Counter[str]:
     """Replica id -> requests in flight there, over all workers."""
     total: Counter[str] = Counter()

@@ -48,6 +48,8 @@ class WorkerRecord:
     host: str
     port: int
     socket: str
+    tls: tuple[str, ...] = ()
+    """The files of its certificate and key; none where it speaks plain HTTP."""
 
     def process(self) -> psutil.Process | None:
         """The process, if it is this one and alive."""
@@ -102,13 +104,14 @@ class Worker:
         except psutil.Error:
             return
         where = (self.record_host, port, str(self.socket))
-        record = WorkerRecord(self.id, self.child.pid, born_s, started_at, *where)
+        record = WorkerRecord(self.id, self.child.pid, born_s, started_at, *where, tls=self.tls)
         temporary = self.folder / "worker.json.tmp"
         temporary.write_text(json.dumps(asdict(record)))
         temporary.replace(self.folder / "worker.json")
         self.record = record
 
     record_host = ""
+    tls: tuple[str, ...] = ()
 
 
 def slot_of(name: str) -> int:
@@ -124,7 +127,8 @@ def successor_of(name: str) -> str:
 def read_record(folder: Path) -> WorkerRecord | None:
     """The record in a worker's folder; None where there is none that can be read."""
     try:
-        return WorkerRecord(**json.loads((folder / "worker.json").read_text()))
+        found = json.loads((folder / "worker.json").read_text())
+        return WorkerRecord(**found | {"tls": tuple(found.get("tls", ()))})
     except (OSError, ValueError, TypeError):
         return None
 

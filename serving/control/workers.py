@@ -142,6 +142,8 @@ class Workers:
         """Of the last rolling replacement, or of the one that goes on."""
         self.host = ""
         self.port = 0
+        self.tls: tuple[str, ...] = ()
+        """The files of the certificate and the key that workers speak HTTPS with; none for plain HTTP."""
         self.generation_seen = 0
         """The highest generation that a worker said it serves by."""
 
@@ -307,7 +309,7 @@ class Workers:
         if self._table is not None:
             link.publish(self._table)
         worker = Worker(name, folder, link, path)
-        worker.record_host = self.host
+        worker.record_host, worker.tls = self.host, self.tls
         self._workers[name] = worker
         link.start()
         return worker
@@ -348,6 +350,8 @@ class Workers:
     async def _adopt_one(self, name: str) -> bool:
         record = read_record(self._root / name)
         if record is None or record.process() is None or record.host != self.host or self.port not in (0, record.port):
+            return False
+        if record.tls != self.tls:
             return False
         self.port = self.port or record.port
         worker = self._make(name)
@@ -398,6 +402,8 @@ class Workers:
         giver = taking or self._giver(worker)
         if giver is not None:
             arguments += ("--take", str(handover_path(giver.socket)))
+        if worker.tls:
+            arguments += ("--tls-certificate", worker.tls[0], "--tls-key", worker.tls[1])
         counters = ("--counters", str(self._root / COUNTERS))
         places = (*counters, "--socket", str(worker.socket), "--segments", str(self._segments))
         with path.open("ab") as output:

@@ -36,7 +36,7 @@ from registry.terminal import NotThereError, UserError
 from registry.usage import RequestRecord
 from serving.config import YardConfig, load
 from serving.control import snapshot
-from serving.control.access import Access, admin_token, check_public
+from serving.control.access import Access, admin_token, check_public, tls_files
 from serving.control.accounts import Accounts, Live
 from serving.control.admin_api import create_app
 from serving.control.admin_server import AdminServer, bind
@@ -48,9 +48,7 @@ from serving.control.lock import YardLock
 from serving.control.outlets import Outlets
 from serving.control.publish import Generations
 from serving.control.publisher import Publisher
-from serving.control.status import (
-    inflight_of,
-)
+from serving.control.status import inflight_of, tls_problems
 from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
 from serving.control.worker_process import check_port_free
 from serving.control.workers import Workers
@@ -97,6 +95,7 @@ class Yard:
         self._device = "cpu"
         self._adopted = 0
         self._forced = False
+        self._tls_problem = ""
         self._halt = threading.Event()
         self._is_up = asyncio.Event()
         self._info = YardInfo(os.getpid(), "", "", str(path.absolute()), time.time())
@@ -188,6 +187,7 @@ class Yard:
     async def _bring_up(self) -> None:
         """Ports, then definitions, then processes: what is most likely to be refused comes first."""
         server = self.parts.config.server
+        tls_files(server, self._path.absolute().parent)
         check_public(server, has_keys=bool(await asyncio.to_thread(self.parts.registry.api_keys)))
         listener = bind(server.admin_host, server.admin_port)
         access = Access(admin_token(self.state.admin_token), self._keys, host=server.admin_host)
@@ -205,6 +205,7 @@ class Yard:
         traits = traits_of(self.parts.config)
         self.parts.publisher.configure(traits, limits_of(server), require_keys=server.require_keys)
         self.parts.publisher.trace(tracing_of(server))
+        self.parts.workers.tls = tls_files(server, base)
         self._adopted = await self.parts.workers.start(server.host, server.port, server.workers)
         await self.parts.supervisor.apply(wanted)
         if self._adopted:
@@ -217,9 +218,10 @@ class Yard:
         self.parts.sampler.start()
         self.spawn(self._pulse())
         self.spawn(self.parts.publisher.run())
-        url = f"http://{_shown(server.host)}:{self.parts.workers.port}"
+        url = f"{'https' if server.tls else 'http'}://{_shown(server.host)}:{self.parts.workers.port}"
         admin_url = f"http://{_shown(server.admin_host)}:{listener.getsockname()[1]}"
-        self._info = replace(self._info, url=url, admin_url=admin_url)
+        certificate = next(iter(self.parts.workers.tls), "")
+        self._info = replace(self._info, url=url, admin_url=admin_url, certificate=certificate)
         self.state.write_yard(self._info)
 
     async def _wait_for_adoption(self) -> None:
@@ -316,6 +318,15 @@ class Yard:
                 if version.manifest.engine in ("external", "hosted")
             )
         self._engines_seen(self.parts.supervisor.replicas())
+        self._tell_tls(next(iter(tls_problems(self.parts.workers.statuses())), ""))
+
+    def _tell_tls(self, problem: str) -> None:
+        """Log, once, that the router's certificate cannot be replaced by what lies there now; or that it was."""
+        if problem and problem != self._tls_problem:
+            log.warning("the certificate in use stays: %s", problem)
+        elif self._tls_problem and not problem:
+            log.info("the router's new certificate is in use")
+        self._tls_problem = problem
 
     def _live(self) -> Live:
         """What is true now, for a scrape."""

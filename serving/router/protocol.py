@@ -80,6 +80,8 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     """Records that could not be written (disk full) since the worker started."""
     loop_lag_s: float = 0.0
     """The longest delay of the event loop's timer since the last Stats."""
+    tls_problem: str = ""
+    """Why the certificate that lies there now is not in use, and the one before still is; "" where it is."""
     waiting: dict[str, tuple[int, ...]] = {}
     """Model -> requests that wait for admission, by class: interactive, batch, shadow; models without any are left
     out."""

@@ -20,8 +20,9 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import uvloop
 
 from serving.router.account import SegmentWriter
@@ -32,6 +33,7 @@ from serving.router.listeners import Handover, bind, handover_path, take
 from serving.router.protocol import Hello, Stats, Up
 from serving.router.router import Router
 from serving.router.table import Table
+from serving.router.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, Certificate, TlsError
 
 SWEEP_S: Final = 0.1
 STATS_S: Final = 1.0
@@ -56,6 +58,7 @@ class Worker:
         *,
         taken: Path | None = None,
         counters: Path | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         self._name = name
         self._host = host
@@ -64,6 +67,7 @@ class Worker:
         self._segments_folder = segments
         self._taken = taken
         self._counters = counters
+        self._certificate = certificate
         self._started_at = time.time()
         self._stop = asyncio.Event()
         self._has_table = asyncio.Event()
@@ -108,7 +112,7 @@ class Worker:
         try:
             await _first(self._stop, self._has_table)
             if not self._stop.is_set():
-                server = await loop.create_server(lambda: Client(self._router), sock=self._listener, backlog=BACKLOG)
+                server = await self._serve(loop)
             await self._stop.wait()
             if server is not None:
                 server.close()
@@ -120,6 +124,17 @@ class Worker:
             self._segments.close()
             self._link.report(self._stats())
             self._link.close()
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractServer:
+        """Accept clients, by TLS where there is a certificate."""
+        secure: dict[str, Any] = {}
+        if self._certificate is not None:
+            secure = {
+                "ssl": self._certificate.context,
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+                "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT_S,
+            }
+        return await loop.create_server(lambda: Client(self._router), sock=self._listener, backlog=BACKLOG, **secure)
 
     async def _finish(self) -> None:
         """Answer what is in flight, within the deadline; then cut it off and say so."""
@@ -144,6 +159,8 @@ class Worker:
             self._router.sweep(now)
             if now >= next_stats:
                 next_stats = now + STATS_S
+                if self._certificate is not None:
+                    self._certificate.refresh()
                 self._link.report(self._stats())
 
     def _report(self, message: Up) -> None:
@@ -170,7 +187,10 @@ class Worker:
 
     def _stats(self) -> Stats:
         lag, self._loop_lag_s = self._loop_lag_s, 0.0
-        return self._router.stats(resident_bytes(), lag)
+        stats = self._router.stats(resident_bytes(), lag)
+        if self._certificate is None or not self._certificate.problem:
+            return stats
+        return msgspec.structs.replace(stats, tls_problem=self._certificate.problem)
 
     def _hello(self) -> Hello:
         return Hello(
@@ -222,11 +242,18 @@ def main() -> None:
     parser.add_argument("--socket", type=Path, required=True, help="where the control plane reaches this worker")
     parser.add_argument("--take", type=Path, help="where another worker gives its listening socket away")
     parser.add_argument("--counters", type=Path, help="the file in which workers of this machine count together")
+    parser.add_argument("--tls-certificate", type=Path, help="speak HTTPS with this certificate chain (PEM)")
+    parser.add_argument("--tls-key", type=Path, help="the certificate's private key (PEM)")
     parser.add_argument("--segments", type=Path, required=True, help="the folder for records of finished requests")
     options = parser.parse_args()
     places = (options.socket, options.segments)
     shared = {"taken": options.take, "counters": options.counters}
-    worker = Worker(options.id, options.host, options.port, *places, **shared)
+    try:
+        secure = Certificate(options.tls_certificate, options.tls_key) if options.tls_certificate else None
+    except TlsError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from None
+    worker = Worker(options.id, options.host, options.port, *places, **shared, certificate=secure)
     try:
         uvloop.run(worker.run())
     except OSError as error:

@@ -15,11 +15,12 @@ import pytest
 from engines.fixtures import start_fake_engine
 from yard_harness import CONFIG, RunningYard, until
 
+from registry.certificates import is_loopback
 from registry.state import ADMIN_TOKEN_VARIABLE, StateDir, YardInfo
 from registry.terminal import UserError
 from serving.commands.client import AdminClient
 from serving.config import ServerConfig, parse
-from serving.control.access import Access, admin_token, check_public, is_loopback
+from serving.control.access import Access, admin_token, check_public
 from serving.control.ui import Options
 from serving.errors import ApiError
 from serving.router.table import Key
