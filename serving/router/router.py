@@ -17,7 +17,9 @@ from serving.errors import ApiError
 from serving.router import openai_wire, readiness
 from serving.router.account import SegmentWriter
 from serving.router.affinity import ANCHORS, Prefixes, fingerprints
+from serving.router.cache import AnswerCache
 from serving.router.counters import Counters
+from serving.router.degraded import caches_of
 from serving.router.entrance import Entrance
 from serving.router.exchange import Exchange
 from serving.router.http1 import Client, Request
@@ -73,6 +75,7 @@ class Router:
         self._leaving: set[Backend] = set()
         self._tallies: dict[str, Tally] = {}
         self._budgets: dict[str, Budget] = {}
+        self._caches: dict[str, AnswerCache] = {}
         self._entrance = Entrance(counters or Counters.private(), now=now, wall=wall, later=self.later, soon=self.soon)
         self.entrance: Entrance | None = None
         """Where requests ask to be let in; None where nothing is limited."""
@@ -108,6 +111,7 @@ class Router:
         self.tracer = Tracer(table.tracing.sample, self._rng) if table.tracing is not None else None
         snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
         self.shadows.attach(snapshot)
+        self._caches = caches_of(snapshot.models, self._caches)
         self.snapshot = snapshot
         return Applied(table.generation)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from serving.router.cache import AnswerCache
 from serving.router.keys import Keyring, may_use
 from serving.router.retry import Budget
 from serving.router.rules import Rules
@@ -53,7 +54,18 @@ class VersionState:
 class ModelState:
     """One model: its versions and the route in force."""
 
-    __slots__ = ("budget", "config", "fallback", "larger_context", "rules", "salt", "shadows", "sticky", "versions")
+    __slots__ = (
+        "budget",
+        "cache",
+        "config",
+        "fallback",
+        "larger_context",
+        "rules",
+        "salt",
+        "shadows",
+        "sticky",
+        "versions",
+    )
 
     def __init__(self, config: Model, versions: Mapping[str, VersionState], budget: Budget) -> None:
         self.config = config
@@ -61,6 +73,8 @@ class ModelState:
         self.budget = budget
         """What failures may add to the load; kept across generations."""
         self.rules = Rules(config.segments) if config.segments else None
+        self.cache: AnswerCache | None = None
+        """Set by the router, where answers are kept for when no engine can give one."""
         self.shadows: tuple[tuple[VersionState, Lane], ...] = ()
         """Set by `shadow`, which knows what is under way."""
         for label, version in versions.items():

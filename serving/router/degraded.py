@@ -1,0 +1,89 @@
+"""Degraded answers: an answer is kept while it passes, and given again, marked, where no engine can answer.
+
+Owns: the copy of an answer's bytes on their way to the client, and the head of a degraded answer. Never: deciding that
+no engine can answer (the exchange does), what qualifies and for how long it is kept (the cache does). Where no model
+has a cache nothing here runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from serving.router.answer import Answer
+from serving.router.cache import AnswerCache, Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from registry.usage import RequestRecord
+    from serving.router.http1 import Client, Request
+    from serving.router.snapshot import ModelState, VersionState
+
+
+class CopiedAnswer(Answer):
+    """An answer that is remembered as it was given, up to the cache's size."""
+
+    __slots__ = ("_cache", "_content_type", "_copied", "_copied_bytes")
+
+    def __init__(self, *positional: Any, cache: AnswerCache, **named: Any) -> None:
+        self._cache = cache
+        self._copied: list[bytes] | None = []
+        self._copied_bytes = 0
+        headers = dict(named["headers"])
+        self._content_type = headers.get(b"content-type", b"application/json")
+        if b"content-encoding" in headers:
+            self._copied = None  # not every client could read it
+        super().__init__(*positional, **named)
+
+    def _forward(self, data: bytes) -> None:
+        if self._copied is not None:
+            self._copied_bytes += len(data)
+            if self._copied_bytes <= self._cache.bytes_max:
+                self._copied.append(data)
+            else:
+                self._copied = None
+        super()._forward(data)
+
+    def keep(self, key: bytes, now: float) -> None:
+        """The answer is complete: keep it, if it is one that may be given again."""
+        if self._copied is not None and self._record.status == 200:
+            body, self._copied = b"".join(self._copied), None
+            self._cache.put(key, Kept(self._content_type, body, self._record.version, now))
+
+
+def caches_of(models: Mapping[str, ModelState], known: Mapping[str, AnswerCache]) -> dict[str, AnswerCache]:
+    """Give every model that wants one its cache: the one it had, where it had one."""
+    found: dict[str, AnswerCache] = {}
+    for name, model in models.items():
+        wanted = model.config.cache
+        if wanted.bytes_max:
+            model.cache = found[name] = known.get(name) or AnswerCache(wanted.bytes_max, wanted.ttl_s)
+            model.cache.limit(wanted.bytes_max, wanted.ttl_s)
+    return found
+
+
+def may_answer(kept: Kept, model: ModelState, chain: list[VersionState]) -> bool:
+    """Whether the version that gave the answer still has a part in the model's traffic: what a version said that was
+    taken out of it is not said again."""
+    return any(version.label == kept.version for version in chain) or any(
+        arm.label == kept.version for arm in model.config.arms
+    )
+
+
+def give(
+    kept: Kept,
+    client: Client,
+    request: Request,
+    record: RequestRecord,
+    version: VersionState,
+    now: float,
+    headers: bytes,
+) -> None:
+    """Answer with what was kept: `x-modelyard-degraded: cache` says so, `age` how many seconds ago it was made."""
+    record.status = 200
+    record.source = "cache"
+    record.version = kept.version
+    record.dispatched_s = 0.0  # no engine worked for it
+    record.response_bytes = len(kept.body)
+    head = b"%bx-modelyard-degraded: cache\r\nage: %d\r\n%b" % (version.head, now - kept.at, headers)
+    client.send(200, kept.body, request, content_type=kept.content_type, headers=head)
