@@ -36,6 +36,7 @@ DISK_BYTES: Final = 2_000_000_000
 MEMORY_BYTES: Final = 1_500_000_000
 EXTRAS: Final = {
     "llamacpp": (("xllamacpp", "gguf"), "the engine llama.cpp"),
+    "otel": (("opentelemetry.exporter.otlp.proto.http",), "spans for OpenTelemetry (`server.tracing`)"),
     "eval": (("datasets", "pandas", "pyarrow", "scipy", "jsonschema"), "`modelyard eval`"),
     "embed": (("sentence_transformers",), "the embedding scorer and embedding drift"),
 }
@@ -73,6 +74,7 @@ def examine(state: StateDir, config_path: Path | None) -> list[Check]:
         memory(),
         *state_directory(state, yard),
         yard_check(yard),
+        *(dependencies(state) if yard is not None else ()),
         port("router port", server.host, server.port, yard),
         port("admin port", server.admin_host, server.admin_port, yard),
     ]
@@ -99,13 +101,20 @@ def base_packages() -> Check:
 
 def extras() -> Iterator[Check]:
     for name, (modules, purpose) in EXTRAS.items():
-        lacking = [module for module in modules if importlib.util.find_spec(module) is None]
+        lacking = [module for module in modules if not _there(module)]
         if not lacking:
             yield Check(f"extra {name}", "ok", purpose)
         else:
-            result: Result = "note" if name == "embed" else "warn"
+            result: Result = "note" if name in ("embed", "otel") else "warn"
             remedy = f"pip install '.[{name}]' in the project's folder, if you want {purpose}"
             yield Check(f"extra {name}", result, f"missing: {', '.join(lacking)}", remedy)
+
+
+def _there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its package
+        return False
 
 
 def llama_cpp() -> Check:
@@ -229,6 +238,23 @@ def yard_check(yard: YardInfo | None) -> Check:
     if yard is None:
         return Check("yard", "note", "none runs on this state directory")
     return Check("yard", "ok", f"pid {yard.pid}, {yard.url}, admin API {yard.admin_url}")
+
+
+def dependencies(state: StateDir) -> Iterator[Check]:
+    """What the running yard says of what it depends on; nothing where all is well."""
+    from serving.commands.client import AdminClient  # noqa: PLC0415 - only where a yard runs
+
+    try:
+        found = AdminClient.find(None, state.root, timeout_s=10).get("health")["dependencies"]
+    except UserError as error:
+        yield Check("yard: admin API", "fail", str(error), f"look at {state.root / 'yard.log'}")
+        return
+    results: dict[str, Result] = {"degraded": "warn", "failed": "fail"}
+    away = [one for one in found if one["state"] != "ok"]
+    for one in away:
+        yield Check(f"yard: {one['name']}", results[one["state"]], one["detail"], "see `modelyard status`")
+    if not away:
+        yield Check("yard: dependencies", "ok", ", ".join(one["name"] for one in found))
 
 
 def port(name: str, host: str, number: int, yard: YardInfo | None) -> Check:

@@ -47,6 +47,8 @@ from serving.control.workers import Progress, Workers
 from serving.engines.supervisor import Supervisor
 
 EMPTY_STEP_S = 0.1
+TOLD = frozenset({"workers", "database", "disk", "devices", "access log", "tracing"})
+"""Dependencies whose problems stand nowhere else in the status."""
 
 
 @dataclass
@@ -106,6 +108,7 @@ class Desk:
         replicas, workers = self._parts.supervisor.replicas(), self._parts.workers.statuses()
         inflight = inflight_of(workers)
         devices = [device_view(reading) for reading in self._parts.sampler.latest()]
+        away = [one for one in (await self.readiness()).dependencies if one.state != "ok"]
         lost = {one.id: one.stats.records_lost for one in workers if one.stats and one.stats.records_lost}
         return Status(
             generation=self._parts.publisher.table.generation if self._parts.publisher.table else 0,
@@ -132,6 +135,7 @@ class Desk:
                 *self._parts.accounts.problems(),
                 *(f"{one.id} failed: {one.last_error}" for one in replicas if one.state == "failed"),
                 *(f"worker {name} could not write {count} records" for name, count in lost.items()),
+                *(f"{one.name}: {one.detail}" for one in away if one.name in TOLD),
                 *(f"the certificate in use stays: {problem}" for problem in tls_problems(workers)),
             ],
         )
