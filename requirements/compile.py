@@ -27,6 +27,7 @@ SETS: dict[str, tuple[str, ...]] = {
 ALONE: dict[str, str] = {
     "setup": "pip and setuptools, which install the rest.",
     "hosted": "LiteLLM for `engine: hosted`, for an environment of its own: its pins differ from ours.",
+    "sdks": "The client libraries that the tests use, for an environment of its own: their pins are not ours to set.",
     "vllm": "vLLM with CUDA, for an environment of its own: its pins differ from ours. Linux x86-64, Python 3.12.",
 }
 """File -> what it is, for those that are compiled from an .in file of their own."""

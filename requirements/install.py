@@ -1,6 +1,6 @@
 """Make `.venv` and install one set of requirements into it, with progress; the second time costs nothing.
 
-    python3 requirements/install.py quickstart|dev|bench|hosted
+    python3 requirements/install.py quickstart|dev|bench|hosted|sdks
 
 Owns: `.venv`, or what MODELYARD_VENV names. Never: anything outside it; resolving versions (requirements/*.txt say
 them, with hashes).
@@ -22,9 +22,15 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("MODELYARD_VENV", str(ROOT / ".venv")))
 STAMP = VENV / "modelyard-installed.json"
 LOG = VENV / "install.log"
-INCLUDES = {"quickstart": ("quickstart", "dev"), "dev": ("dev",), "bench": ("bench",), "hosted": ("hosted",)}
+INCLUDES = {
+    "quickstart": ("quickstart", "dev"),
+    "dev": ("dev",),
+    "bench": ("bench",),
+    "hosted": ("hosted",),
+    "sdks": ("sdks",),
+}
 """A set of requirements -> the installed sets that hold all of it."""
-ALONE = ("hosted",)
+ALONE = ("hosted", "sdks")
 """Sets for an environment that modelyard itself is not installed into."""
 
 
