@@ -181,7 +181,7 @@ def _limits(key: dict[str, Any]) -> str:
     parts += [f"{key['budget_tokens']:,} tokens {period}"] if key["budget_tokens"] else []
     parts += [f"{key['budget_engine_s']:,g} engine seconds {period}"] if key["budget_engine_s"] else []
     parts += ["batch"] if key["priority"] == "batch" else []
-    return ", ".join(parts) or "-"
+    return "\n".join(parts) or "-"
 
 
 def _tell_late(found: dict[str, Any]) -> None:

@@ -13,6 +13,9 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 SHUTDOWN_TIMEOUT_S: Final = 2.0
 """How long a client may take to answer our goodbye."""
 
+MISMATCHES: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""What OpenSSL calls a key that is not the certificate's; the last where it is even of another kind."""
+
 Stamp = tuple[tuple[int, int, int], ...]
 
 
@@ -37,7 +40,7 @@ def load(certificate: Path, key: Path) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key)
     except (ssl.SSLError, OSError, ValueError) as error:
-        if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+        if getattr(error, "reason", "") in MISMATCHES:
             raise TlsError(
                 f"the TLS key {key} does not belong to the certificate {certificate}: give a matching pair"
             ) from None

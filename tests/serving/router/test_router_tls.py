@@ -168,6 +168,8 @@ def test_a_worker_says_in_one_sentence_why_it_cannot_speak_tls(tmp_path: Path, p
     ("certificate", "key", "said"),
     [
         ("first", "second", "does not belong"),
+        ("first", "third", "does not belong"),
+        ("third", "first", "does not belong"),
         ("missing", "first", "the TLS certificate .* cannot be read"),
         ("first", "missing", "the TLS key .* cannot be read"),
         ("junk", "first", "no certificate and key that can be used"),
