@@ -21,13 +21,24 @@ from prometheus_client.registry import Collector
 
 from monitoring.device_metrics import CostSeries, collect_cost, collect_devices, collect_sampler, cost_series, hold
 from monitoring.devices import DeviceReading
-from monitoring.observe import BOUNDS, COUNTER_LABELS, HISTOGRAM_BOUNDS, HISTOGRAM_LABELS, observe
+from monitoring.observe import (
+    BOUNDS,
+    COUNTER_LABELS,
+    HISTOGRAM_BOUNDS,
+    HISTOGRAM_LABELS,
+    LIMITING,
+    REJECTIONS,
+    observe,
+)
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import SamplerStatus
 from monitoring.statement import Statement
 from registry.entries import CounterKey, HistogramDelta, HistogramKey
 
 __all__ = ["EngineState", "LedgerState", "Metrics", "RecentWindow", "Snapshot", "WorkerState", "observe"]
+
+PRIORITIES = ("interactive", "batch", "shadow")
+"""Classes of requests, the first one first."""
 
 Version = tuple[str, str]
 """(model, label)"""
@@ -41,6 +52,7 @@ COUNTER_HELP: Mapping[str, str] = {
     "modelyard_fallbacks_total": "Requests answered by another version than the one that the split assigned.",
     "modelyard_phase_seconds_total": "Seconds of streams in prefill (hand-over to first token) and decode (after it).",
     "modelyard_phase_tokens_total": "Tokens that belong to modelyard_phase_seconds_total.",
+    "modelyard_rejections_total": "Requests that the router refused, by reason; no engine saw them.",
     "modelyard_shadow_requests_total": "Copies of requests that ended, by outcome; rejected: a cap refused it.",
     "modelyard_shadow_prompt_tokens_total": "Prompt tokens of copies.",
     "modelyard_shadow_completion_tokens_total": "Completion tokens of copies.",
@@ -52,6 +64,7 @@ HISTOGRAM_HELP: Mapping[str, str] = {
     "modelyard_inter_token_latency_seconds": "Gaps between content events of a stream; each stream's mean, per gap.",
     "modelyard_stream_gap_max_seconds": "The longest gap between two content events of each stream.",
     "modelyard_router_overhead_seconds": "The router's own share of a request, queueing excluded.",
+    "modelyard_queue_seconds": "How long requests waited for admission, by class; 0 for those let in at once.",
     "modelyard_shadow_request_duration_seconds": "Completed copies of requests, from their making to the last byte.",
     "modelyard_shadow_time_to_first_token_seconds": "Streamed copies, from their making to the first content event.",
 }
@@ -106,6 +119,8 @@ class Snapshot:
     workers: Sequence[WorkerState] = ()
     weights: Mapping[Version, int] = field(default_factory=dict)
     """Basis points in the current route."""
+    queues: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Model -> requests that wait for admission, by class as in PRIORITIES; models without any may be left out."""
     revisions: Mapping[str, int] = field(default_factory=dict)
     """Model -> revision of its current route."""
     generation: int = 0
@@ -156,6 +171,7 @@ class Metrics(Collector):
         yield from _engines(snapshot)
         yield from _workers(snapshot)
         yield from _routes(snapshot)
+        yield _queues(snapshot)
         yield from collect_devices(snapshot.devices, snapshot.engine_memory)
         if snapshot.sampler is not None:
             yield from collect_sampler(snapshot.sampler)
@@ -188,6 +204,9 @@ def _counters(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _first_series(name: str, versions: Sequence[Version]) -> Iterator[tuple[str, ...]]:
     """Series that exist before their first event, so that `rate` and `increase` see that event."""
+    if name == REJECTIONS:
+        yield from ((model, reason) for model in dict.fromkeys(model for model, _ in versions) for reason in LIMITING)
+        return
     for model, version in versions:
         match COUNTER_LABELS[name][2:]:
             case ():
@@ -261,6 +280,16 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
         for worker in snapshot.workers:
             family.add_metric([worker.worker], float(getattr(worker, attribute)))
         yield family
+
+
+def _queues(snapshot: Snapshot) -> Metric:
+    length = GaugeMetricFamily(
+        "modelyard_queue_length", "Requests that wait for admission.", labels=["model", "priority"]
+    )
+    for model in dict.fromkeys([*(model for model, _ in snapshot.versions), *snapshot.queues]):
+        for priority, count in zip(PRIORITIES, snapshot.queues.get(model, (0, 0, 0)), strict=True):
+            length.add_metric([model, priority], count)
+    return length
 
 
 def _routes(snapshot: Snapshot) -> Iterator[Metric]:

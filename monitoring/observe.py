@@ -44,6 +44,32 @@ completed requests. Only `completed` is a success; `failed` and `truncated` are 
 SHADOW: Final = "shadow"
 """What a bill says in place of an outcome for copies of requests (shadow arms), however they ended."""
 
+LIMITING: Final = ("queue_full", "queue_timeout", "rate_limit_exceeded", "insufficient_quota")
+"""Reasons for which a request is rejected that say something about capacity and limits."""
+
+REJECTION_REASONS: Final = frozenset(
+    {
+        *LIMITING,
+        "invalid_api_key",
+        "invalid_form",
+        "invalid_json",
+        "invalid_priority",
+        "invalid_type",
+        "malformed_http",
+        "method_not_allowed",
+        "missing_api_key",
+        "missing_model",
+        "missing_scope",
+        "model_not_allowed",
+        "model_not_found",
+        "request_head_too_large",
+        "request_timeout",
+        "request_too_large",
+        "unknown_path",
+    }
+)
+"""The label values of `reason`; every other one is `other`."""
+
 REQUESTS: Final = "modelyard_requests_total"
 PROMPT_TOKENS: Final = "modelyard_prompt_tokens_total"
 CACHED_TOKENS: Final = "modelyard_prompt_cached_tokens_total"
@@ -52,6 +78,7 @@ ATTEMPTS: Final = "modelyard_upstream_attempts_total"
 FALLBACKS: Final = "modelyard_fallbacks_total"
 PHASE_SECONDS: Final = "modelyard_phase_seconds_total"
 PHASE_TOKENS: Final = "modelyard_phase_tokens_total"
+REJECTIONS: Final = "modelyard_rejections_total"
 SHADOW_REQUESTS: Final = "modelyard_shadow_requests_total"
 SHADOW_PROMPT_TOKENS: Final = "modelyard_shadow_prompt_tokens_total"
 SHADOW_COMPLETION_TOKENS: Final = "modelyard_shadow_completion_tokens_total"
@@ -62,6 +89,7 @@ TTFT: Final = "modelyard_time_to_first_token_seconds"
 ITL: Final = "modelyard_inter_token_latency_seconds"
 STREAM_GAP_MAX: Final = "modelyard_stream_gap_max_seconds"
 OVERHEAD: Final = "modelyard_router_overhead_seconds"
+QUEUE: Final = "modelyard_queue_seconds"
 SHADOW_DURATION: Final = "modelyard_shadow_request_duration_seconds"
 SHADOW_TTFT: Final = "modelyard_shadow_time_to_first_token_seconds"
 
@@ -74,6 +102,7 @@ COUNTER_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     FALLBACKS: ("model", "version"),
     PHASE_SECONDS: ("model", "version", "phase"),
     PHASE_TOKENS: ("model", "version", "phase"),
+    REJECTIONS: ("model", "reason"),
     SHADOW_REQUESTS: ("model", "version", "outcome"),
     SHADOW_PROMPT_TOKENS: ("model", "version", "source"),
     SHADOW_COMPLETION_TOKENS: ("model", "version", "source"),
@@ -85,6 +114,7 @@ HISTOGRAM_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     ITL: ("model", "version"),
     STREAM_GAP_MAX: ("model", "version"),
     OVERHEAD: ("endpoint",),
+    QUEUE: ("model", "priority"),
     SHADOW_DURATION: ("model", "version"),
     SHADOW_TTFT: ("model", "version"),
 }
@@ -113,12 +143,14 @@ TOKEN_BOUNDS_S: Final = (
     10.0,
 )
 OVERHEAD_BOUNDS_S: Final = (25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.25)
+QUEUE_BOUNDS_S: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
 BOUNDS: Final[Mapping[str, tuple[float, ...]]] = {
     "request.1": REQUEST_BOUNDS_S,
     "first_token.1": FIRST_TOKEN_BOUNDS_S,
     "token.1": TOKEN_BOUNDS_S,
     "overhead.1": OVERHEAD_BOUNDS_S,
+    "queue.1": QUEUE_BOUNDS_S,
 }
 """Bucket bounds in seconds by name. A changed bound gets a new name, so that old totals keep their meaning."""
 
@@ -128,6 +160,7 @@ HISTOGRAM_BOUNDS: Final[Mapping[str, str]] = {
     ITL: "token.1",
     STREAM_GAP_MAX: "token.1",
     OVERHEAD: "overhead.1",
+    QUEUE: "queue.1",
     SHADOW_DURATION: "request.1",
     SHADOW_TTFT: "first_token.1",
 }
@@ -146,6 +179,7 @@ _cached = attrgetter("cached_tokens")
 _duration = attrgetter("duration_s")
 _first = attrgetter("first_token_s")
 _gap_max = attrgetter("gap_max_s")
+_priority = attrgetter("priority")
 
 
 def outcome_class(record: RequestRecord) -> str:
@@ -174,6 +208,8 @@ def observe(records: Sequence[RequestRecord]) -> Deltas:
     - inter-token latency: streams; a stream's mean gap (last - first) / (events - 1) counts once per gap, so that
       sum / count is the true mean gap; the longest gap of each stream is in `stream_gap_max`.
     - router overhead: requests that were handed to an engine.
+    - queue seconds: requests that asked at a model's gate, whether they were let in at once, later or not at all; those
+      for which the queue was full are among the rejections alone.
     - phase seconds and tokens: streams with usage; prefill is first token - dispatch over the uncached prompt tokens,
       decode is last - first token over the tokens after the first. `monitoring.cost` prices tokens by them.
     - shadow_…: copies of requests (shadow arms), which are in none of the others.
@@ -223,6 +259,10 @@ def _count(group: Sequence[RequestRecord], counters: defaultdict[CounterKey, flo
         counters[CounterKey(ATTEMPTS, owner)] += attempts
     if like.assigned and like.version and like.assigned != like.version:
         counters[CounterKey(FALLBACKS, owner)] += len(group)
+    if like.outcome == "rejected":
+        for one in group:
+            reason = one.error if one.error in REJECTION_REASONS else "other"
+            counters[CounterKey(REJECTIONS, (like.model, reason))] += 1
     if like.usage_source != "none":
         counters[CounterKey(PROMPT_TOKENS, (*owner, like.usage_source))] += sum(map(_prompt, group))
         counters[CounterKey(COMPLETION_TOKENS, (*owner, like.usage_source))] += sum(map(_completion, group))
@@ -246,6 +286,11 @@ def _measure(group: Sequence[RequestRecord], histograms: _Histograms) -> None:
     owner = (like.model, like.version)
     endpoint = endpoint_label(like.endpoint)
     histograms.add(OVERHEAD, (endpoint,), [one.overhead_s for one in group if one.dispatched_s > 0])
+    if any(map(_priority, group)):
+        asked = [one for one in group if one.priority and (one.attempts or one.queued_s)]
+        for priority in {one.priority for one in asked}:
+            waits = [one.queued_s for one in asked if one.priority == priority]
+            histograms.add(QUEUE, (like.model, priority), waits)
     if like.outcome == "completed" and like.status < 400:
         histograms.add(DURATION, (*owner, endpoint), list(map(_duration, group)))
     if like.streamed:

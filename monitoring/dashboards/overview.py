@@ -126,6 +126,26 @@ def _traffic() -> Row:
                 stacked=True,
             ),
             Panel(
+                "Waiting for admission",
+                "Requests that wait in the router because the model has as many with engines as `admission` allows. "
+                "Lasting: the engines are too few, or `inflight_max` is too low.",
+                (Query('modelyard_queue_length{model=~"$model"}', "{{priority}} {{model}}"),),
+                stacked=True,
+            ),
+            Panel(
+                "Refused for a limit",
+                "Requests per second that a key's limits or a full queue turned away. rate_limit_exceeded and "
+                "insufficient_quota: the key's own; queue_full and queue_timeout: the model has too few engines.",
+                (
+                    Query(
+                        "sum by (model, reason) (rate(modelyard_rejections_total"
+                        f'{{model=~"$model",reason=~"queue_.*|rate_limit_exceeded|insufficient_quota"}}{RATE}))',
+                        "{{reason}} {{model}}",
+                    ),
+                ),
+                unit="reqps",
+            ),
+            Panel(
                 "Errors by outcome",
                 "failed: no usable answer; truncated: cut after the first token; client_error: the engine's own 4xx; "
                 "rejected: refused by the router; cancelled: the client left. The first two are yours: look at Engine "

@@ -199,6 +199,7 @@ class Accounts:
                 engines=live.engines,
                 workers=[_worker_state(status) for status in self._workers.statuses()],
                 weights=live.weights,
+                queues=_queues(self._workers.statuses()),
                 revisions=live.revisions,
                 generation=live.generation,
                 rates=self._rates,
@@ -209,6 +210,15 @@ class Accounts:
                 ledger=LedgerState(max(0.0, now - figures.at), max(0.0, now - figures.watermark)),
             )
         )
+
+
+def _queues(workers: Sequence[WorkerStatus]) -> dict[str, tuple[int, ...]]:
+    """What waits for admission, all workers together."""
+    queues: dict[str, tuple[int, ...]] = {}
+    for status in workers:
+        for model, waiting in (status.stats.waiting if status.stats else {}).items():
+            queues[model] = tuple(map(sum, zip(queues.get(model, (0,) * len(waiting)), waiting, strict=True)))
+    return queues
 
 
 def _worker_state(status: WorkerStatus) -> WorkerState:

@@ -60,6 +60,7 @@ class Yard:
             engines=[EngineState(model, version, f"{model}@{version}/0", True, 1, 2) for model, version in VERSIONS],
             workers=[WorkerState("w0", True, 30_000_000, 3, 0.001, 7)],
             weights={("assistant", "v1"): 9000, ("assistant", "v2"): 1000},
+            queues={"assistant": (2, 1, 0)},
             revisions={"assistant": 3},
             generation=7,
             rates=self.window.rates(now),
@@ -77,11 +78,14 @@ class Yard:
 def second(at: float) -> tuple[list[RequestRecord], Sums]:
     """One second of traffic that began at `at`, on the CPU and on a GPU."""
     records = [
-        record(started_at=at, duration_s=0.5, first_token_s=0.1, last_token_s=0.4),
+        record(started_at=at, duration_s=0.5, first_token_s=0.1, last_token_s=0.4, priority="interactive"),
         record(started_at=at, duration_s=0.4, first_token_s=0.1, last_token_s=0.3, version="v2", assigned="v1"),
         record(started_at=at, duration_s=0.2, outcome="failed", status=502, streamed=False, events=0),
         record(started_at=at, duration_s=0.3, replica="assistant@v1/gpu", first_token_s=0.1, last_token_s=0.3),
         record(started_at=at, duration_s=0.0, outcome="rejected", status=404, model="", version="", dispatched_s=0.0),
+        record(
+            started_at=at, duration_s=0.0, outcome="rejected", status=429, error="queue_full", version="", attempts=0
+        ),
         record(started_at=at, duration_s=0.3, shadow_of="r", version="v2", dispatched_s=0.0, last_token_s=0.3),
     ]
     hour = int(at // 3600) * 3600

@@ -36,6 +36,9 @@ records = st.lists(
         overhead_s=st.just(0.00006103515625),
         duration_s=st.integers(0, 1000).map(lambda n: n / 64),
         shadow_of=st.sampled_from(["", "", "r"]),
+        error=st.sampled_from(["", "queue_full", "made_up"]),
+        queued_s=st.integers(0, 640).map(lambda n: n / 64),
+        priority=st.sampled_from(["", "interactive", "batch"]),
     ),
     max_size=20,
 )
@@ -72,6 +75,7 @@ def test_every_record_is_one_request_and_labels_are_bounded(found: list[RequestR
         labels = dict(zip(names.COUNTER_LABELS[key.name], key.labels, strict=True))
         assert labels.get("endpoint", "other") in ENDPOINTS | {"other"}
         assert labels.get("outcome", "failed") in OUTCOMES
+        assert labels.get("reason", "other") in names.REJECTION_REASONS | {"other"}
     assert all(value >= 0 for value in counters.values())
     assert all(len(delta.counts) == len(BOUNDS[key.bounds]) + 1 for key, delta in histograms.items())
     assert all(len(key.labels) == len(names.HISTOGRAM_LABELS[key.name]) for key in histograms)
@@ -94,6 +98,25 @@ def test_one_stream_in_detail() -> None:
     assert (gaps.count, gaps.sum) == (20, pytest.approx(2.0))
     assert histograms[HistogramKey(names.TTFT, V1, "first_token.1")].sum == 0.4
     assert histograms[HistogramKey(names.STREAM_GAP_MAX, V1, "token.1")].count == 1
+
+
+def test_waits_are_counted_by_class_and_refusals_by_reason() -> None:
+    refused = {"outcome": "rejected", "version": "", "attempts": 0, "dispatched_s": 0.0, "streamed": False}
+    counters, histograms = observe(
+        [
+            record(),
+            record(priority="interactive"),
+            record(priority="interactive", queued_s=2.0),
+            record(priority="batch", queued_s=7.0, outcome="cancelled", attempts=0),
+            record(**refused, priority="batch", queued_s=30.0, error="queue_timeout"),
+            record(**refused, priority="batch", error="queue_full"),
+            record(**refused, model="", error="no_such_code"),
+        ]
+    )
+    waits = {key.labels: (d.count, d.sum) for key, d in histograms.items() if key.name == names.QUEUE}
+    assert waits == {("assistant", "interactive"): (2, 2.0), ("assistant", "batch"): (2, 37.0)}
+    refusals = {key.labels: value for key, value in counters.items() if key.name == names.REJECTIONS}
+    assert refusals == {("assistant", "queue_timeout"): 1, ("assistant", "queue_full"): 1, ("", "other"): 1}
 
 
 def test_an_upper_bound_is_inclusive_as_prometheus_has_it() -> None:
