@@ -27,7 +27,7 @@ from serving.router.router import Router
 from serving.router.table import Limits, Replica, Table
 from serving.router.upstream import Backend, Connection
 
-IDS = re.compile(rb"req-[0-9a-f]+-[0-9a-f]+")
+IDS = re.compile(rb"(?<=x-request-id: )[^\r]*")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LIMITS = Limits(body_bytes_max=4096, head_bytes_max=2048)
 
@@ -138,7 +138,7 @@ class Bench:
                 client.data_received(piece)
                 self.turn(1)
         self.settle(transport)
-        sent = IDS.sub(b"req-0", bytes(transport.sent)).replace(CONTINUE, b"")
+        sent = IDS.sub(b"id", bytes(transport.sent)).replace(CONTINUE, b"")
         over = transport.closed or transport.eof
         if not over:
             assert client.deadline > 0, "a connection that nobody ends"

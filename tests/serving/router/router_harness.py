@@ -146,14 +146,18 @@ def read_segments(folder: Path) -> list[RequestRecord]:
 
 @contextlib.contextmanager
 def running_router(
-    folder: Path, *, port: int = 0, name: str = "w0", options: Sequence[str] = ()
+    folder: Path, *, port: int = 0, name: str = "w0", options: Sequence[str] = (), log: Path | None = None
 ) -> Iterator[RouterProcess]:
-    """A worker in a folder of its own; killed at the end if it still runs. `options` go on its command line."""
+    """A worker in a folder of its own; killed at the end if it still runs. `options` go on its command line; what it
+    prints goes to `log` where one is given."""
     segments = folder / "requests"
     segments.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.sock"
     command = [sys.executable, "-m", "serving.router.worker", "--id", name, "--port", str(port), *options]
-    process = subprocess.Popen([*command, "--socket", str(path), "--segments", str(segments)], cwd=ROOT)
+    command += ["--socket", str(path), "--segments", str(segments)]
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(log.open("wb")) if log is not None else None
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 10
         while not path.exists():
