@@ -272,9 +272,11 @@ def afterwards(router: RouterProcess, engine: FakeEngine, log: Path, before_byte
         faults.append("a credential is in a log or an account")
     if "fuzz-credential" in str(seen["requests"]):
         faults.append("a credential reached the engine")
-    attempts = sum(record.attempts for record in router.records())
-    if attempts != seen["seen"]:
-        faults.append(f"the account has {attempts} attempts, the engine saw {seen['seen']}")
+    records = router.records()
+    attempts = sum(record.attempts for record in records)
+    answered = sum(record.attempts for record in records if record.outcome != "cancelled")
+    if not answered <= seen["seen"] <= attempts:  # who leaves at once may have been on the way to an engine
+        faults.append(f"the account has {answered} to {attempts} attempts, the engine saw {seen['seen']}")
     return faults
 
 
@@ -297,6 +299,7 @@ def run(inputs: int, seed: int, folder: Path, *, show: bool = False) -> list[str
                 grown = router.control.stats().resident_bytes - before
                 print(f"{inputs} inputs of seed {seed} in {took:.0f} s; resident memory {grown / 1e6:+.1f} MB")
                 print("answers:", dict(sorted(found.statuses.items())))
+                print("account:", dict(Counter(record.error or record.outcome for record in router.records())))
     finally:
         engine.kill()
         assert engine.process.stdout is not None
