@@ -9,11 +9,11 @@ itself, waiting.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from registry.usage import Outcome, RequestRecord
 from serving.errors import ApiError
-from serving.router import bodies, forms, openai_wire, split
+from serving.router import bodies, cache, degraded, forms, openai_wire, split
 from serving.router.answer import Answer
 from serving.router.bodies import Piece
 from serving.router.continuation import resume
@@ -61,6 +61,7 @@ class Exchange:
     __slots__ = (
         "_answer",
         "_backend",
+        "_cache_key",
         "_connecting",
         "_connection",
         "_dispatched",
@@ -102,6 +103,8 @@ class Exchange:
         self._refused: tuple[Answer, str, str] | None = None
         self._paused = False
         self._uncopied = False
+        self._cache_key: bytes | None = None
+        """Names the request among kept answers; None where its answer is not one to keep."""
         self._last_error: ApiError | None = None
         self.permit: Permit | None = None
         """What it holds of its key's limits and its model's queue; None where nothing limits it."""
@@ -145,6 +148,8 @@ class Exchange:
         target = self._target
         self.record.assigned = self._assign(target)
         target.model.budget.deposit()
+        if target.model.cache is not None:
+            self._cache_key = cache.key_of(self.request.endpoint, self.request.body, self.record.key_id)
         self._uncopied = bool(target.model.shadows) and target.pinned is None
         self._plan = Plan(
             self._chain(target), target.model.config.retry.attempts_max, self._router.choose, self.request
@@ -284,7 +289,7 @@ class Exchange:
             return
         record = self.record
         record.status = status
-        self._answer = Answer(
+        self._answer = (Answer if self._cache_key is None else self._copied)(
             self.client,
             self.request,
             record,
@@ -297,13 +302,18 @@ class Exchange:
             holds=status == BAD_REQUEST and bool(self._target.model.larger_context) and self._refused is None,
         )
 
+    def _copied(self, *positional: Any, **named: Any) -> Answer:
+        """An answer of which a copy is kept."""
+        assert self._target.model.cache is not None
+        return degraded.CopiedAnswer(*positional, cache=self._target.model.cache, **named)
+
     def _refuses(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
         """An engine's own error, before any content. Returns whether that was the end of its answer."""
         wait_s = next((retry_after_s(value) for name, value in headers if name == b"retry-after"), None)
         if self._fail(Failure("status", f"status_{status}", status, wait_s)):
             return True
         if status not in REFUSING and self._refused is None:
-            return False
+            return self._degrade()
         self._leave_connection()
         message = f"The engine of {self._where} refuses the router's credentials (status {status})."
         self._note_error(ApiError(502, message, code="engine_unauthorized"))
@@ -329,7 +339,7 @@ class Exchange:
         elif answer.committed:
             self._leave_connection()
             self._cut("engine_error", "The engine failed in the middle of its answer.")
-        elif self._fail(Failure("status", "engine_error", status)):
+        elif self._fail(Failure("status", "engine_error", status)) or self._degrade():
             return
         else:
             answer.pass_error()
@@ -589,10 +599,28 @@ class Exchange:
         if self._refused is not None:
             self._give_back_refusal(*self._refused)
             return
+        if self._degrade():
+            return
         error = self._last_error or self._nobody()
         self.record.status = error.status
         self.client.send_error(error, self.request, self._own_headers())
         self._finish("failed", error=error.code)
+
+    def _degrade(self) -> bool:
+        """No engine can answer: give what was answered to the very same request before, if that was kept."""
+        target, key = self._target, self._cache_key
+        if key is None or target.model.cache is None or self._router.draining:
+            return False
+        now = self._router.now()
+        kept = target.model.cache.get(key, now)
+        version = target.model.versions.get(kept.version) if kept is not None else None
+        if kept is None or version is None or not degraded.may_answer(kept, target.model, self._chain(target)):
+            return False
+        self._stop_trying()
+        self._answer = None
+        degraded.give(kept, self.client, self.request, self.record, version, now, self._attempts_header())
+        self._finish("completed")
+        return True
 
     def _give_back_refusal(self, answer: Answer, label: str, replica: str) -> None:
         """The answer of the version that the request was too long for stands."""
@@ -613,14 +641,16 @@ class Exchange:
         """The client has had the engine's whole answer: the replica is well."""
         if self._backend is not None:
             self._backend.breaker.succeeded()
+        if self._cache_key is not None and isinstance(self._answer, degraded.CopiedAnswer):
+            self._answer.keep(self._cache_key, self._router.now())
         self._finish("completed")
 
+    def _attempts_header(self) -> bytes:
+        limits = self.permit.headers if self.permit is not None else b""
+        return b"x-modelyard-attempts: %d\r\n%b" % (self.record.attempts, limits)
+
     def _own_headers(self) -> bytes:
-        return b"x-modelyard-attempts: %d\r\nx-modelyard-generation: %d\r\n%b" % (
-            self.record.attempts,
-            self.record.generation,
-            self.permit.headers if self.permit is not None else b"",
-        )
+        return b"x-modelyard-generation: %d\r\n%b" % (self.record.generation, self._attempts_header())
 
     def _finish(self, outcome: Outcome, *, error: str = "") -> None:
         """Account for the request, once, and let the client's connection go on."""
