@@ -24,7 +24,7 @@ from registry.state import YardInfo
 from registry.store import Registry
 from serving.config import ServerConfig, YardConfig
 from serving.control import snapshot
-from serving.control.access import check_public
+from serving.control.access import check_public, tls_files
 from serving.control.accounts import Accounts
 from serving.control.admin_models import Readiness, ReplacementView, Restart, Status
 from serving.control.apply import Applier, limits_of, tracing_of, traits_of
@@ -71,9 +71,12 @@ class Parts:
 class Desk:
     """Answers for one yard; `info` says what `yard.json` says."""
 
-    def __init__(self, parts: Parts, info: Callable[[], YardInfo], *, requests: Path) -> None:
+    def __init__(
+        self, parts: Parts, info: Callable[[], YardInfo], *, requests: Path, certificate_changed: Callable[[str], None]
+    ) -> None:
         self._parts = parts
         self._requests = requests
+        self._certificate_changed = certificate_changed
         self._info = info
         self._apply_lock = asyncio.Lock()
 
@@ -175,6 +178,9 @@ class Desk:
             plan, _ = await asyncio.to_thread(prepare, fetching=not dry_run)  # may take minutes: traffic can change
             if dry_run:
                 return plan
+            secure = parts.workers.tls
+            if config.server.tls != parts.config.server.tls:
+                secure = await asyncio.to_thread(tls_files, config.server, base)
             open_outlets = await asyncio.to_thread(parts.outlets.configure, config.server, base)
             async with parts.changes.lock:
                 plan, drafts = await asyncio.to_thread(prepare, fetching=True)
@@ -188,6 +194,7 @@ class Desk:
                 parts.publisher.trace(tracing_of(config.server))
             await asyncio.to_thread(open_outlets)
             await parts.workers.resize(config.server.workers, config.server.drain_s)
+            await self._retool(secure, config.server.drain_s)
             await parts.supervisor.apply(wanted, drain=self._emptied)
             await parts.publisher.publish()
             after = {"steps": [f"{step.kind} {step.subject}" for step in plan.changes]}
@@ -195,12 +202,26 @@ class Desk:
             await asyncio.to_thread(record, actor=actor, at=at, after=after)
             return plan
 
+    async def _retool(self, secure: tuple[str, ...], drain_s: float) -> None:
+        """Replace the workers, one by one, where they would be started otherwise now."""
+        workers = self._parts.workers
+        if secure == workers.tls:
+            return
+        before, workers.tls = workers.tls, secure
+        try:
+            await workers.replace(drain_s)
+        except BaseException:
+            workers.tls = before
+            raise
+        self._certificate_changed(secure[0])
+
     def _server_of(self, config: YardConfig) -> ServerConfig:
         """The file's server section with what cannot change while it runs as it is."""
         ours = self._parts.config.server
         fixed: dict[str, Any] = self._parts.options.grants()
         fixed |= {"host": ours.host, "port": ours.port, "admin_host": ours.admin_host, "admin_port": ours.admin_port}
-        fixed["tls"] = ours.tls
+        if (ours.tls is None) != (config.server.tls is None):
+            fixed["tls"] = ours.tls  # clients that speak HTTP cannot be made to speak HTTPS
         if self._parts.options.workers is not None:
             fixed["workers"] = self._parts.options.workers
         return config.server.model_copy(update=fixed)

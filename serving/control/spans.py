@@ -39,7 +39,7 @@ OPERATIONS: Final = {
 
 
 class SpanExporter:
-    """Takes records on any thread and exports those that have a span, in batches, on a thread of its own.
+    """Takes records, on one thread at a time, and exports those that have a span, in batches, on a thread of its own.
 
     Raises NotThereError where OpenTelemetry is not installed.
     """
@@ -64,8 +64,7 @@ class SpanExporter:
         """Spans that the queue had no room for or the receiver did not take."""
         self.problem = ""
         """Why the last batch was not taken; "" where it was."""
-        self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def take(self, records: Sequence[RequestRecord]) -> None:
         """Queue the records that have a span. Never waits."""
@@ -77,13 +76,17 @@ class SpanExporter:
             else:
                 self._queue.append(record)
         if self._queue:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
+                self._thread.start()
             self._wake.set()
 
     def close(self) -> None:
         """Export what waits, for at most STOP_S; what is left then is dropped. Blocking."""
         self._stop.set()
         self._wake.set()
-        self._thread.join(STOP_S)
+        if self._thread is not None:
+            self._thread.join(STOP_S)
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
     def _run(self) -> None:

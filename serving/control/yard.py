@@ -155,7 +155,9 @@ class Yard:
             accounts=accounts,
             outlets=self._outlets,
         )
-        self.desk = Desk(self.parts, lambda: self._info, requests=self.state.requests)
+        self.desk = Desk(
+            self.parts, lambda: self._info, requests=self.state.requests, certificate_changed=self._shows_certificate
+        )
 
     async def _open_books(self, ledger: Ledger, workers: Workers) -> tuple[Sampler, Accounts]:
         reader, why = await asyncio.to_thread(open_reader)
@@ -222,6 +224,11 @@ class Yard:
         admin_url = f"http://{_shown(server.admin_host)}:{listener.getsockname()[1]}"
         certificate = next(iter(self.parts.workers.tls), "")
         self._info = replace(self._info, url=url, admin_url=admin_url, certificate=certificate)
+        self.state.write_yard(self._info)
+
+    def _shows_certificate(self, path: str) -> None:
+        """The router shows another certificate: whoever checks it reads in `yard.json` which."""
+        self._info = replace(self._info, certificate=path)
         self.state.write_yard(self._info)
 
     async def _wait_for_adoption(self) -> None:

@@ -13,9 +13,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from certificates import make
 from engines.fixtures import FakeEngine
 from load import Load
 from yard_harness import RunningYard, until
+
+from registry.certificates import trusting
 
 Engines = Callable[..., FakeEngine]
 CONFIG = """
@@ -225,3 +228,41 @@ def test_fewer_and_more_workers_under_load_fail_no_request(fake_engine: Engines,
         assert (streams.failures, fresh.failures) == ([], [])
         total = streams.completed + fresh.completed
         assert until(lambda: requests_of(yard) == total or None), (requests_of(yard), total)
+
+
+def test_an_apply_that_names_another_certificate_replaces_the_workers_by_itself(
+    fake_engine: Engines, tmp_path: Path, program: Callable[[str], str]
+) -> None:
+    openssl = program("openssl")
+    first, second = (make(openssl, tmp_path, name) for name in ("first", "second"))
+    engine = fake_engine("--events", "30", "--gap-s", "0.03")
+
+    def with_pair(pair: tuple[Path, Path]) -> str:
+        tls = f"server: {{tls: {{certificate: {pair[0]}, key: {pair[1]}}}, "
+        return config(engine).replace("server: {", tls)
+
+    with RunningYard(tmp_path, with_pair(first)) as yard:
+        before = pids(yard)
+        streamed: list[bytes] = []
+
+        def stream() -> None:
+            body = {"model": "m", "messages": [], "stream": True}
+            streamed.append(post(yard.info.url, first[0], body).content)
+
+        running = threading.Thread(target=stream)
+        running.start()
+        until(lambda: sum(one["connections"] for one in yard.get("status")["workers"]) or None)
+        done = yard.admin.post("/apply", json={"config": with_pair(second), "path": str(yard.path)})
+        assert done.status_code == 200, done.text
+        running.join(10)
+        assert streamed[0].endswith(b"data: [DONE]\n\n")
+        assert not set(pids(yard).values()) & set(before.values())
+        assert post(yard.info.url, second[0], {"model": "m", "messages": [], "max_tokens": 1}).status_code == 200
+        info = yard.state.read_yard()
+        assert info is not None
+        assert info.certificate == str(second[0])
+
+
+def post(url: str, certificate: Path, body: dict[str, Any]) -> httpx.Response:
+    with httpx.Client(verify=trusting(certificate, url), trust_env=False, timeout=20) as client:
+        return client.post(f"{url}/v1/chat/completions", json=body)
