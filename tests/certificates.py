@@ -10,12 +10,25 @@ KINDS = {"ec": ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"], "rsa": ["rsa:
 
 
 def make(openssl: str, folder: Path, name: str, *, kind: str = "ec", days: int = 30) -> tuple[Path, Path]:
-    """A certificate whose subject is `name`, and its key."""
+    """A certificate whose subject is `name`, and its key. It has expired already where `days` is negative."""
     folder.mkdir(parents=True, exist_ok=True)
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
-    command = [openssl, "req", "-x509", "-newkey", *KINDS[kind], "-nodes", "-days", str(days), "-subj", f"/CN={name}"]
+    command = [openssl, "req", "-x509", "-newkey", *KINDS[kind], "-nodes", "-days", "1", "-subj", f"/CN={name}"]
     names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run([*command, *names, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    again = [
+        openssl,
+        "x509",
+        "-in",
+        str(certificate),
+        "-signkey",
+        str(key),
+        "-days",
+        str(days),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run(again, check=True, capture_output=True)
     return certificate, key
 
 

@@ -16,9 +16,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import psutil
 
@@ -26,10 +25,11 @@ from monitoring.gpu import open_reader
 from registry.config import VersionConfig
 from registry.state import StateDir, YardInfo
 from registry.terminal import UserError
+from serving.commands.check import Check, Result
+from serving.commands.checks_access import examine_access
 from serving.config import ServerConfig, YardConfig, load
 from serving.processes import recognised
 
-Result = Literal["ok", "note", "warn", "fail"]
 OLDEST: Final = (3, 11)
 TESTED: Final = (3, 14)
 DISK_BYTES: Final = 2_000_000_000
@@ -42,19 +42,6 @@ EXTRAS: Final = {
 }
 """Extra -> its modules and what needs it."""
 BASE: Final = ("alembic", "fastapi", "httptools", "msgspec", "prometheus_client", "pydantic", "sqlalchemy", "uvicorn")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What one check found; `remedy` is what to do about it, "" where nothing is to do."""
-
-    name: str
-    result: Result
-    detail: str
-    remedy: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def examine(state: StateDir, config_path: Path | None) -> list[Check]:
@@ -73,6 +60,7 @@ def examine(state: StateDir, config_path: Path | None) -> list[Check]:
         gpu(),
         memory(),
         *state_directory(state, yard),
+        *examine_access(state, server, config_path),
         yard_check(yard),
         *(dependencies(state) if yard is not None else ()),
         port("router port", server.host, server.port, yard),

@@ -199,20 +199,27 @@ def welcome(ready: Ready, took_s: float, state_dir: Path | None) -> str:
         first, second = labels[:2]
         compare = f"  {name} eval compare quickstart --baseline {model}@{first} --candidate {model}@{second}\n"
         moves = f"  {name} route set {model} {first}=5000 {second}=5000\n  {name} rollback {model}\n"
+    curl = f"curl -i {f'--cacert {shlex.quote(ready.certificate)} ' if ready.certificate else ''}{ready.url}"
+    needs = bearer = imports = ""
+    api_key = '"none"'
+    if ready.keys_required:
+        needs = f"Requests need an API key; this makes one and shows it once:\n  {here}{name} keys create --name me\n\n"
+        imports = "  import os\n"
+        bearer, api_key = ' -H "authorization: Bearer $KEY"', 'os.environ["KEY"]'
     adopted = f", {ready.adopted_workers} router workers adopted" if ready.adopted_workers else ""
     return f"""
 Modelyard is up after {took_s:.1f} s{adopted}: {ready.url}  (admin API: {ready.admin_url})
 
 {served}
 
-Ask it; the header x-modelyard-version says which version answered:
-  curl -i {ready.url}/v1/chat/completions -H 'content-type: application/json' \\
+{needs}Ask it; the header x-modelyard-version says which version answered:
+  {curl}/v1/chat/completions -H 'content-type: application/json'{bearer} \\
     -d '{{"model": "{model}", "temperature": 0, "max_tokens": 32,
          "messages": [{{"role": "user", "content": "Name three primary colors."}}]}}'
 
 From Python, with the official SDK (pip install openai):
-  from openai import OpenAI
-  client = OpenAI(base_url="{ready.url}/v1", api_key="none")
+{imports}  from openai import OpenAI
+  client = OpenAI(base_url="{ready.url}/v1", api_key={api_key})
   answer = client.chat.completions.create(
       model="{model}", messages=[{{"role": "user", "content": "Write one sentence about the sea."}}], max_tokens=32)
   print(answer.choices[0].message.content)

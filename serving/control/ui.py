@@ -88,6 +88,10 @@ class Ready:
     adopted_engines: int = 0
     failed: Sequence[EngineState] = ()
     """Engines that did not come up, while others did."""
+    keys_required: bool = False
+    """Requests need an API key."""
+    certificate: str = ""
+    """The file of the certificate that the router shows; "" where it speaks plain HTTP."""
 
 
 class Ui(Protocol):

@@ -138,6 +138,7 @@ class Yard:
             replicas=supervisor.replicas,
             environment=engine_environment(self._path.parent),
             declared=self._declares,
+            declared_url=self._declares_url,
             progress=lambda: Haltable(NoProgress(), self._halt),
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
@@ -264,6 +265,8 @@ class Yard:
                 adopted_workers=self._adopted,
                 adopted_engines=sum(one.adopted for one in replicas),
                 failed=[_engine_state(one) for one in failed],
+                keys_required=self.parts.publisher.table is not None and self.parts.publisher.table.keys_required,
+                certificate=self._info.certificate,
             )
         )
 
@@ -388,6 +391,11 @@ class Yard:
         """Whether the configuration in force has the version."""
         found = self.parts.config.models.get(model)
         return found is not None and label in found.versions
+
+    def _declares_url(self, url: str) -> bool:
+        """Whether the configuration in force names an engine at this URL."""
+        models = self.parts.config.models.values()
+        return any(version.url == url for model in models for version in model.versions.values())
 
     def _device_of(self, replica: str) -> str | None:
         """The device whose time a replica's requests took; None for an engine that somebody else runs."""

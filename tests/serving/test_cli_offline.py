@@ -281,6 +281,23 @@ def test_the_welcome_can_be_pasted() -> None:
     assert "eval compare" not in welcome(Ready("http://x", "http://y", {"assistant": ["v1"]}), 1.0, None)
 
 
+def test_the_welcome_says_how_to_come_by_a_key_and_whom_to_trust() -> None:
+    ready = Ready(
+        "https://127.0.0.1:8000", "http://y", {"m": ["v1"]}, keys_required=True, certificate="/tls/my cert.pem"
+    )
+    text = welcome(ready, 1.0, None)
+    assert "keys create --name me" in text
+    start = text.index("  curl -i") + 2
+    curl = text[start : text.index("\n\n", start)]
+    assert subprocess.run(["bash", "-n", "-c", curl], check=False).returncode == 0
+    assert "--cacert '/tls/my cert.pem' https://127.0.0.1:8000/v1/chat/completions" in curl
+    assert '-H "authorization: Bearer $KEY"' in curl
+    begin = text.index("  import os\n  from openai")
+    snippet = text[begin : text.index("\n\n", begin)]
+    compile("\n".join(line[2:] for line in snippet.splitlines()), "snippet", "exec")
+    assert "keys create" not in welcome(Ready("http://x", "http://y", {"m": ["v1"]}), 1.0, None)
+
+
 @pytest.mark.parametrize(("redirect", "words"), [(">/dev/full", "cannot be written"), (">&-", "is closed")])
 def test_output_that_cannot_be_written_is_one_sentence(redirect: str, words: str) -> None:
     program = "from serving.cli import main; main()"
