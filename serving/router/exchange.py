@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.usage import Outcome, RequestRecord
 from serving.errors import ApiError
-from serving.router import bodies, cache, degraded, forms, openai_wire, split
+from serving.router import cache, degraded, forward, openai_wire, split
 from serving.router.answer import Answer
 from serving.router.bodies import Piece
 from serving.router.continuation import resume
+from serving.router.deadlines import SILENT_END, overdue
 from serving.router.entrance import Permit
 from serving.router.plan import Plan
-from serving.router.resuming import Resuming
+from serving.router.resuming import Resuming, able_to_continue
 from serving.router.retry import OVERLOADED, REFUSING, RETRIED_STATUSES, Failure, Kind, decide, retry_after_s
 from serving.router.snapshot import HEADER, Target, VersionState
-from serving.router.table import ANY_NAME
 from serving.router.upstream import Backend, Connection
 
 if TYPE_CHECKING:
@@ -33,20 +33,6 @@ if TYPE_CHECKING:
 NOT_IMPLEMENTED: Final = 501
 """An engine that lacks an endpoint is well: the request was not for it."""
 BAD_REQUEST: Final = 400
-SILENT_END_S: Final = 2.0
-"""A stream that has said how it ended, and then nothing more for so long, is over."""
-FORWARDED: Final = (
-    b"content-type",
-    b"accept",
-    b"traceparent",
-    b"tracestate",
-    b"openai-beta",
-    b"anthropic-version",
-    b"anthropic-beta",
-)
-"""Request headers that an engine gets to see. Credentials are not among them."""
-
-
 _KINDS: Final[dict[str, Kind]] = {
     "connect_timeout": "silent",
     "connect_refused": "unreached",
@@ -131,7 +117,7 @@ class Exchange:
         if self._router.tracer is not None:
             self._router.tracer.begin(self.record, self.request.headers)
         try:
-            self._peek = _peek(self.request)
+            self._peek = forward.peek(self.request)
             self._target = self._router.resolve(str(self._peek.model), self.request.key)
         except ApiError as error:
             self.reject(error)
@@ -248,39 +234,8 @@ class Exchange:
         self._router.shadows.offer(self, self._target.model)
 
     def request_bytes(self, version: VersionState, backend: Backend, request_id: str = "") -> list[Piece]:
-        """Head and body for one replica: the client's own body, unless its model name or usage must be set."""
-        seen, names = self._peek, version.config.served_names
-        name = None if names[0] == ANY_NAME or seen.model in names else names[0]
-        parts = bodies.outgoing(self.request.body, seen, name=name, usage=self._asks_for_usage(version))
-        return self.request_to(backend, self.request.target, *parts, request_id=request_id)
-
-    def request_to(self, backend: Backend, target: bytes, *body: Piece, request_id: str = "") -> list[Piece]:
-        """The bytes of a request to a replica, with what of the client's head an engine gets to see."""
-        request = self.request
-        length = sum(map(len, body))
-        head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\ncontent-length: %d\r\n" % (
-            backend.path_prefix,
-            target,
-            backend.head,
-            (request_id or request.request_id).encode("latin-1"),
-            length,
-        )
-        headers = request.headers
-        for header in FORWARDED:
-            value = headers.get(header)
-            if value is not None:
-                head += b"%b: %b\r\n" % (header, value)
-        head += b"\r\n"
-        return [head, *body] if length >= bodies.LARGE_BYTES else [b"".join((head, *body))]
-
-    def _asks_for_usage(self, version: VersionState) -> bool:
-        """Whether we ask for usage on the client's behalf (and keep the answer to ourselves)."""
-        return (
-            self.record.streamed
-            and self.request.endpoint in openai_wire.GENERATING
-            and version.config.stream_usage
-            and not self._peek.wants_usage
-        )
+        """The request as a replica gets it."""
+        return forward.request_bytes(self.request, self._peek, version, backend, request_id)
 
     # --- back: head, body, end ---
 
@@ -295,7 +250,7 @@ class Exchange:
             record,
             self._version,
             started=self._started,
-            hide_usage=self._asks_for_usage(self._version),
+            hide_usage=forward.asks_for_usage(self.request, self._peek, self._version),
             headers=headers,
             limits=self.permit.headers if self.permit is not None else b"",
             continuable=bool(self._version.continuers) and self._may_be_continued,
@@ -443,9 +398,10 @@ class Exchange:
 
     # --- when a stream is cut ---
 
-    def _cut(self, code: str, message: str) -> None:
+    def _cut(self, code: str, message: str, *, blame: bool = True) -> None:
         """A committed answer broke off: have another replica go on with it, or end it as a broken one."""
-        self._blame(code)
+        if blame:
+            self._blame(code)
         if not self._continue():
             answer = self._answer
             assert answer is not None
@@ -463,15 +419,8 @@ class Exchange:
         events = answer.scanner.content_events
         self._failed[record.replica] = events
         resumption = resume(self.request.body, self.request.endpoint, answer.partial)
-        now = self._router.now()
-        versions = self._version.continuers
-        left = [
-            (version, one)
-            for version in versions
-            for one in version.backends
-            if self._failed.get(one.config.id, -1) != events and not one.breaker.rests_s(now)
-        ]
-        left = [each for each in left if each[1].breaker.allows(now)] or left
+        failed = {replica for replica, had in self._failed.items() if had == events}
+        left = able_to_continue(self._version, failed, self._router.now())
         if resumption is None or not left:
             return False
         version = left[0][0]
@@ -484,16 +433,18 @@ class Exchange:
         self._version = version
         self._take(backend)
         answer.goes_on(resumption)
-        Resuming(self, backend, version, resumption).start(now)
+        Resuming(self, backend, version, resumption).start(self._router.now())
         return True
 
     def now(self) -> float:
         return self._router.now()
 
-    def not_continued(self, code: str) -> None:
-        """A replica that was to go on with the stream did not: try the next one."""
+    def not_continued(self, status: int) -> None:
+        """A replica that was to go on with the stream answered otherwise: try the next one. That it rejects the prefill
+        is no fault of its engine."""
         self._leave_connection()
-        self._cut(code, "The engine stopped in the middle of its answer, and no other could go on with it.")
+        message = "The engine stopped in the middle of its answer, and no other could go on with it."
+        self._cut(f"continuation_status_{status}", message, blame=status >= 500)
 
     # --- the client's side ---
 
@@ -535,30 +486,16 @@ class Exchange:
         if timeouts.total_s and now - self._started > timeouts.total_s:
             self._time_out("total_timeout")
         elif self._connecting is None and self._waiting is None and not self._paused:
-            overdue = self._overdue(now)
-            if overdue:
-                self._time_out(overdue)
-
-    def _overdue(self, now: float) -> str:
-        """Which wait for the engine has lasted too long; "" where none has."""
-        timeouts, answer = self._target.model.config.timeouts, self._answer
-        waited = now - max(self._dispatched, self._resumed_at)
-        if answer is None:
-            return "first_byte_timeout" if timeouts.first_byte_s and waited > timeouts.first_byte_s else ""
-        if not answer.progressed_at:
-            limit = timeouts.first_token_s if answer.scanner is not None else timeouts.first_byte_s
-            return "first_token_timeout" if limit and waited > limit else ""
-        waited = min(waited, now - answer.progressed_at)
-        if answer.scanner is not None and answer.scanner.finish_reason and waited > SILENT_END_S:
-            return "silent_end"
-        return "between_tokens_timeout" if timeouts.between_tokens_s and waited > timeouts.between_tokens_s else ""
+            code = overdue(timeouts, self._answer, max(self._dispatched, self._resumed_at), now)
+            if code:
+                self._time_out(code)
 
     def _time_out(self, code: str) -> None:
         if code == "total_timeout":
             self._stop_trying()
         self._leave_connection()
         answer = self._answer
-        if code == "silent_end" and answer is not None:
+        if code == SILENT_END and answer is not None:
             answer.finish()
             self._complete()
         elif answer is not None and answer.committed:
@@ -705,9 +642,3 @@ class Exchange:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abandon()
-
-
-def _peek(request: Request) -> openai_wire.Peek:
-    if request.endpoint in openai_wire.FORMS:
-        return forms.peek(request.body, request.headers.get(b"content-type", b""))
-    return openai_wire.peek(request.body)

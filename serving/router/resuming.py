@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from serving.router.forward import request_to
 from serving.router.table import ANY_NAME
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 
 COUNT_BYTES_MAX: Final = 8 * 1024 * 1024
 OK: Final = 200
+
+
+def able_to_continue(version: VersionState, failed: set[str], now: float) -> list[tuple[VersionState, Backend]]:
+    """Who may go on with a stream of the version, those first whose breaker is closed. `failed` are the replicas that
+    have failed since the stream last made progress."""
+    left = [
+        (one, backend)
+        for one in version.continuers
+        for backend in one.backends
+        if backend.config.id not in failed and not backend.breaker.rests_s(now)
+    ]
+    return [each for each in left if each[1].breaker.allows(now)] or left
 
 
 class Resuming:
@@ -41,7 +54,7 @@ class Resuming:
         self._send(b"/tokenize", self._resumption.counting_body(self._model), now)
 
     def _send(self, target: bytes, body: bytes, now: float) -> None:
-        self._data = self._exchange.request_to(self._backend, target, body)
+        self._data = request_to(self._exchange.request, self._backend, target, body)
         self._exchange.dispatch(self, self._data, now)
 
     # --- upstream.Receiver ---
@@ -49,7 +62,7 @@ class Resuming:
     def on_head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._status = status
         if not self._counting and status != OK:
-            self._exchange.not_continued(f"continuation_status_{status}")
+            self._exchange.not_continued(status)
 
     def on_body(self, data: bytes) -> None:
         if not self._counting:

@@ -6,6 +6,7 @@ Owns: whole answers and the events of streams, by path. Never: I/O, misbehaving 
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 Json = dict[str, Any]
@@ -49,7 +50,8 @@ def plain(path: str, model: str, prompt: int, raw: bytes) -> Json | bytes:
         return {"results": scores, "usage": {"total_tokens": prompt}}
     if path == "/detokenize":
         return {"content": digest.hex()}
-    return {"tokens": list(digest)} if path == "/tokenize" else {"input_tokens": prompt}
+    words = str(json.loads(raw).get("content", "")).split()
+    return {"tokens": list(digest)[: len(words)]} if path == "/tokenize" else {"input_tokens": prompt}
 
 
 def whole(path: str, model: str, text: str, finish: str, usage: Json) -> Json:
