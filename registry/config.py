@@ -110,6 +110,8 @@ class VersionConfig(Section):
     def _is_http(cls, url: str, info: ValidationInfo) -> str:
         if url and not url.startswith(("http://", "https://")):
             raise ValueError(f"url {url!r} must begin with http:// or https://")
+        if not url.isascii() or any(char <= " " or char == "\x7f" for char in url):
+            raise ValueError(f"url {url!r} must be of visible ASCII characters: write others as %XX")
         if "@" in urlsplit(url).netloc:  # it would be registered, and shown to everybody
             raise ValueError("the url must not hold a user or a password: put the key into `api_key_env:`")
         url = url.rstrip("/")
@@ -255,7 +257,7 @@ class ModelConfig(Section):
     def _known_sticky(cls, sticky: tuple[str, ...]) -> tuple[str, ...]:
         for source in sticky:
             kind, _, name = source.partition(":")
-            if not name or kind not in ("header", "body") or (kind == "body" and name != "user"):
+            if not name.isascii() or not name or kind not in ("header", "body") or (kind == "body" and name != "user"):
                 raise ValueError(f"sticky source {source!r} is none of header:NAME, body:user")
         return sticky
 

@@ -25,7 +25,7 @@ from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monitoring.statement import Statement
 from registry.certificates import is_loopback
@@ -43,6 +43,8 @@ from serving.errors import ApiError, envelope
 log = logging.getLogger("modelyard.admin")
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
+BODY_TIMEOUT_S = 30.0
+ONCE = frozenset({b"host", b"origin", b"authorization", b"x-api-key"})
 KEY_IN_SCOPE = "modelyard.key"
 """Where the guard leaves the id of the API key that a request was made with."""
 
@@ -153,6 +155,11 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             error = self._refusal(scope)
+            if error is None and any(name == b"transfer-encoding" for name, _ in scope["headers"]):
+                try:
+                    receive = await _read(receive)
+                except ApiError as refused:
+                    error = refused
             if error is not None:
                 await error_response(error)(scope, receive, send)
                 return
@@ -160,6 +167,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if sum(name in ONCE for name, _ in scope["headers"]) > len(headers.keys() & ONCE):
+            return ApiError(400, "a header that decides who may do what came twice", code="duplicate_header")
         host = headers.get(b"host", "")
         if not self._allowed(host):
             message = f"the admin API does not answer to the host name {host!r}: call it by its address"
@@ -173,8 +182,36 @@ class Guard:
             return error
         length = headers.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > BODY_BYTES_MAX:
-            return ApiError(413, f"the body is above {BODY_BYTES_MAX} bytes", code="body_too_large")
+            return _too_large()
         return None
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"the body is above {BODY_BYTES_MAX} bytes", code="body_too_large")
+
+
+async def _read(receive: Receive) -> Receive:
+    """Read a body that does not say how long it is, and return a `receive` that gives it again. Raises ApiError."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > BODY_BYTES_MAX:
+                    raise _too_large()
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", code="request_timeout") from None
+    whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+    async def again() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return again
 
 
 def _document(app: FastAPI, access: Access) -> None:

@@ -18,6 +18,7 @@ from registry.errors import ConflictError, NotFoundError
 from registry.keys import ApiKey, KeyTerms
 from registry.models import BUCKETS, Alias, Allocation, Route, Version, VersionRef, check_weights
 from registry.store import Registry
+from registry.terminal import UserError
 from serving.control import snapshot
 from serving.control.plan import Draft
 from serving.control.publish import RunningReplica
@@ -37,10 +38,15 @@ class Changed:
     moved_buckets: int
 
 
+class UndeclaredUrlError(UserError):
+    """A caller of the admin API names an address that the configuration does not."""
+
+
 class Changes:
     """Every method is atomic in the registry and audited there; routes and aliases are in force when it returns.
 
-    `declared` says whether the configuration in force has a version (model, label).
+    `declared` says whether the configuration in force has a version (model, label), `declared_url` whether it names an
+    engine at a URL.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Changes:
         replicas: Callable[[], Sequence[RunningReplica]],
         environment: Environment,
         declared: Callable[[str, str], bool],
+        declared_url: Callable[[str], bool],
         progress: Callable[[], Progress] = NoProgress,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -61,6 +68,7 @@ class Changes:
         self._replicas = replicas
         self._environment = environment
         self._declared = declared
+        self._declared_url = declared_url
         self._progress = progress
         self._clock = clock
         self.lock = asyncio.Lock()
@@ -140,8 +148,16 @@ class Changes:
     async def register(
         self, model: str, label: str, version: VersionConfig, *, base: Path, actor: str
     ) -> tuple[Version, bool]:
-        """Fetch a version's artifacts and register it; no engine starts. Returns it, and whether it is new."""
+        """Fetch a version's artifacts and register it; no engine starts. Returns it, and whether it is new.
+
+        Raises UndeclaredUrlError for an engine elsewhere that the configuration does not name.
+        """
         ref = VersionRef.parse(f"{model}@{label}")
+        if version.url and not self._declared_url(version.url):
+            raise UndeclaredUrlError(
+                f"{ref}: the configuration in force names no engine at {version.url}: the addresses of engines come "
+                "from the configuration only, so declare the version there and run `modelyard apply`"
+            )
 
         def work() -> tuple[Version, bool]:
             known = snapshot.take(self._registry)

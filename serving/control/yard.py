@@ -139,6 +139,7 @@ class Yard:
             environment=engine_environment(self._path.parent),
             declared=self._declares,
             declared_url=self._declares_url,
+            declared_url=self._declares_url,
             progress=lambda: Haltable(NoProgress(), self._halt),
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
@@ -391,6 +392,11 @@ class Yard:
         """Whether the configuration in force has the version."""
         found = self.parts.config.models.get(model)
         return found is not None and label in found.versions
+
+    def _declares_url(self, url: str) -> bool:
+        """Whether the configuration in force names an engine at this URL."""
+        models = self.parts.config.models.values()
+        return any(version.url == url for model in models for version in model.versions.values())
 
     def _declares_url(self, url: str) -> bool:
         """Whether the configuration in force names an engine at this URL."""

@@ -113,13 +113,10 @@ def test_versions_and_aliases(yard: Stack) -> None:
     shown = yard.json("versions", "show", "assistant@champion")
     assert shown["ref"] == "assistant@v1"
     assert shown["digest"] in yard.cli("versions", "show", "assistant@v1").stdout
-    made = yard.cli(
-        "versions", "register", "assistant@v3", "--engine", "external", "--url", "http://127.0.0.1:9", "--licence", "x"
-    )
+    url = yard.json("versions", "show", "assistant@v2")["manifest"]["url"]
+    made = yard.cli("versions", "register", "assistant@v3", "--engine", "external", "--url", url, "--licence", "x")
     assert "assistant@v3 is registered as sha256:" in made.stdout
-    again = yard.cli(
-        "versions", "register", "assistant@v3", "--engine", "external", "--url", "http://127.0.0.1:10", check=2
-    )
+    again = yard.cli("versions", "register", "assistant@v3", "--engine", "external", "--url", url, check=2)
     assert "assistant@v3" in again.stderr
     assert again.stderr.count("sha256:") == 2, "both digests are named"
     yard.cli("versions", "retire", "assistant@v3")

@@ -125,12 +125,13 @@ def test_aliases_move_and_can_be_called(yard: RunningYard) -> None:
 
 
 def test_versions_are_registered_once_shown_and_retired(yard: RunningYard) -> None:
-    body = {"label": "v3", "version": {"engine": "external", "url": "http://127.0.0.1:9"}}
+    url = yard.get("models", "m", "versions", "v2")["manifest"]["url"]
+    body = {"label": "v3", "version": {"engine": "external", "url": url}}
     made = yard.admin.post("/models/m/versions", json=body)
     assert made.status_code == 201
     assert made.json()["state"] == "registered"
     assert yard.admin.post("/models/m/versions", json=body).status_code == 200
-    other = {"label": "v3", "version": {"engine": "external", "url": "http://127.0.0.1:8"}}
+    other = {"label": "v3", "version": {"engine": "external", "url": url, "engine_args": {"model": "x"}}}
     assert made.json()["digest"] in error_of(yard.admin.post("/models/m/versions", json=other), 409)["message"]
     wrong = {"label": "v4", "version": {"engine": "external"}}
     assert "url" in error_of(yard.admin.post("/models/m/versions", json=wrong), 422)["message"]
