@@ -1,15 +1,20 @@
 """What routing costs: this router and its peers, one after another, on the same engines, in one run.
 
+    python benchmarks/router.py --setup              # install the peers under .cache/bench, once
     python benchmarks/router.py                      # every peer that is installed
-    python benchmarks/router.py --only modelyard nginx
+    python benchmarks/router.py --only modelyard nginx --seconds 3 --rounds 1
     python benchmarks/router.py --write docs/performance.md
+    python benchmarks/router.py --soak-requests 1000000 --write docs/performance.md
 
 Method: the router alone on core 0; the load generator (wrk) and two mock engines on core 1. The figures are the
-router's own CPU time (user + system, all its processes) per request and per streamed event, which hold on a noisy
-machine; latencies are one run's. Modelyard runs whole, as `modelyard up` starts it: split 95:5 by a session header,
-accounting, metrics. A peer forwards to the same two engines. Before anything is measured, answers are checked.
+router's own CPU time (user + system, all its processes) per request (32 connections) and per streamed event (100
+streams, 64 events 10 ms apart). Every answer is checked by wrk: its status, its text to the last word, of a stream
+every event and the [DONE]. Latencies are one run's; "added" is the median at one connection, less the median of
+asking the engine itself. Of several rounds the one with the least CPU counts, for every router alike.
 
-Needs wrk and nginx (packages of those names) and, for vllm-router, the `bench` extra.
+Modelyard runs whole, as `modelyard up` starts it: a key required, with every limit set, a bounded queue, the split
+95:5 by a session header, accounting, metrics scraped as often as the shipped Prometheus configuration says. The peers
+forward to the same two engines and do what they do by default.
 """
 
 from __future__ import annotations
@@ -19,338 +24,286 @@ import contextlib
 import json
 import os
 import platform
-import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ENGINE_PORTS = (9101, 9102)
-EVENTS = 64
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-BEGIN, END = "<!-- benchmarks/router.py: begin -->", "<!-- benchmarks/router.py: end -->"
+from chart import Panel, bars
+from document import write
+from load import EVENTS, Loaded, script, wrk
+from peers import ANY_KEY, ENGINE_PORTS, MODELYARD, PEERS, Peer, modelyard_key, setup
+from processes import ROOT, cpu_s, process_tree, resident_mb, router_workers, running
 
-LUA = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer sk-benchmark"
-local text = string.rep("Tell me about rivers. ", 40)
-wrk.body = '{"model":"m","messages":[{"role":"system","content":"You are a helpful assistant."},' ..
-  '{"role":"user","content":"' .. text .. '"}],"max_tokens":100,"temperature":0.2STREAM}'
-local n = 0
-request = function()
-  n = n + 1
-  wrk.headers["X-Session-Id"] = "session-" .. (n % 1000)
-  return wrk.format()
-end
-"""
-
-NGINX = """
-worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder};
-  scgi_temp_path {folder};
-  upstream engines {{ server 127.0.0.1:{a} weight=19; server 127.0.0.1:{b}; keepalive 256; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://engines; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
-    }}
-  }}
-}}
-"""
-
-YARD = """
-server: {{port: {port}, admin_port: {admin_port}}}
-prices: {{cpu_hour: 0.12}}
-models:
-  m:
-    versions:
-      v1: {{engine: external, url: "http://127.0.0.1:{a}"}}
-      v2: {{engine: external, url: "http://127.0.0.1:{b}"}}
-    route: {{v1: 9500, v2: 500}}
-    fallback: [v1]
-"""
+NAME = "benchmarks/router.py"
+SOAK_NAME = "benchmarks/router.py --soak-requests"
+ENGINE = ROOT / "benchmarks" / "mock_engine.py"
+SCRAPE_S = 5.0
+"""As configs/prometheus/prometheus.yml has it."""
+SLOW_S = 6.0
+"""What a slow router gets of either load: less, and one of its streams would not end."""
+REFERENCES = ("vllm-router", "nginx")
+LATE_S = 1.5
+"""What is accounted for a little later counts too."""
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A router to measure: the command that serves on `port`, given a folder of its own."""
-
-    name: str
-    command: Callable[[int, Path], list[str]]
-    needs: str
-    settle_s: float = 2.0
-
-
-def modelyard(port: int, folder: Path) -> list[str]:
-    config = folder / "yard.yaml"
-    config.write_text(YARD.format(port=port, admin_port=port + 1, a=ENGINE_PORTS[0], b=ENGINE_PORTS[1]))
-    program = "import sys; sys.argv[0] = 'modelyard'; from serving.cli import main; main()"
-    return [sys.executable, "-c", program, "up", str(config), "--state-dir", str(folder / "state")]
-
-
-def nginx(port: int, folder: Path) -> list[str]:
-    config = folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, port=port, a=ENGINE_PORTS[0], b=ENGINE_PORTS[1]))
-    return [shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(config), "-p", str(folder)]
-
-
-def vllm_router(port: int, folder: Path) -> list[str]:
-    urls = [f"http://127.0.0.1:{engine}" for engine in ENGINE_PORTS]
-    program = Path(sys.executable).with_name("vllm-router")
-    return [str(program), "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin", "--worker-urls", *urls]
-
-
-PEERS = (
-    Peer("nginx", nginx, "nginx"),
-    Peer("vllm-router", vllm_router, "vllm-router", settle_s=3.0),
-    Peer("modelyard", modelyard, "", settle_s=3.0),
-)
-
-
-@dataclass
 class Result:
-    """One router's figures."""
+    """One router's figures. None where not one stream came through."""
 
     router: str
-    request_cpu_us: float
-    p50_one_connection: str
-    event_cpu_us: float
+    request_us: float
+    event_us: float | None
+    p50_us: float
     resident_mb: float
-    requests: int
-    events: int
-    not_2xx: int
-
-
-def process_tree(pid: int) -> list[int]:
-    """`pid` and its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, IndexError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    found = [pid]
-    for candidate in found:
-        found += [child for child, parent in parents.items() if parent == candidate]
-    return found
-
-
-def cpu_s(pids: Sequence[int]) -> float:
-    """CPU time of processes so far: user and system."""
-    ticks = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS_PER_S
-
-
-def resident_mb(pids: Sequence[int]) -> float:
-    pages = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit(f"it ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        time.sleep(0.1)
-    raise SystemExit(f"nothing listens on port {port} after 90 s:\n{log.read_text()[-2000:]}")
+    answers: int
+    wrong: int
 
 
 @contextlib.contextmanager
-def running(command: list[str], core: int, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process on one core, ready at `port`; ended by SIGTERM, then SIGKILL."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command],
-            stdout=output,
-            stderr=output,
-            cwd=HERE.parent,
-            start_new_session=True,
-        )
+def scraped(url: str) -> Iterator[None]:
+    """Metrics are read as Prometheus reads them. Raises SystemExit where they are not there."""
+    over = threading.Event()
+    failures: list[str] = []
+
+    def scrape() -> None:
+        while not over.wait(SCRAPE_S):
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    if b"modelyard_requests_total" not in answer.read():
+                        failures.append("no requests in it")
+            except OSError as error:
+                failures.append(str(error))
+
+    thread = threading.Thread(target=scrape, daemon=True)
+    thread.start()
     try:
-        wait_for(port, process, log)
-        yield process
+        yield
     finally:
-        pids = process_tree(process.pid)
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(15)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
+        over.set()
+        thread.join()
+    if failures:
+        raise SystemExit(f"{url} could not be scraped: {failures[0]}")
 
 
-def wrk(port: int, script: Path, connections: int, seconds: int) -> tuple[int, str, int]:
-    """Requests answered, the median latency as wrk prints it, and how many answers were not 2xx or broke off."""
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    command = [
-        "taskset",
-        "-c",
-        "1",
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds}s",
-        "--latency",
-        "-s",
-        str(script),
-        url,
-    ]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    count = re.search(r"(\d+) requests in", output)
-    median = re.search(r"50%\s+([\d.]+\w+)", output)
-    bad = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", output))
-    for errors in re.findall(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output):
-        bad += sum(map(int, errors))
-    return int(count[1]) if count else 0, median[1] if median else "?", bad
-
-
-def check(port: int) -> None:
-    """One whole answer and one stream must be right to the last word."""
-    for stream in (False, True):
-        body = json.dumps(
-            {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream}, separators=(",", ":")
-        )
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/chat/completions", body.encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=20) as response:
-            answer = response.read().decode()
-        if stream:
-            assert answer.count('"content":" hello"') == EVENTS, answer[:500]
-            assert answer.rstrip().endswith("data: [DONE]"), answer[-200:]
-        else:
-            assert json.loads(answer)["usage"]["completion_tokens"] == 100, answer[:500]
-
-
-def measure(peer: Peer, port: int, folder: Path, seconds: int) -> list[Result]:
-    """The figures of one router; for Modelyard also those of its worker alone."""
-    scripts = {}
-    for kind, stream in (("whole", ""), ("stream", ',"stream":true')):
-        scripts[kind] = folder / f"{kind}.lua"
-        scripts[kind].write_text(LUA.replace("STREAM", stream))
-    with running(peer.command(port, folder), 0, port, folder / "log") as process:
+@contextlib.contextmanager
+def serving(peer: Peer, port: int, folder: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """The router, settled: its pid, and the headers that it is asked with."""
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(running(peer.command(port, folder), 0, port, folder / "log", peer.env))
         time.sleep(peer.settle_s)
-        check(port)
-        tree = process_tree(process.pid)
-        groups = {peer.name: tree}
-        if peer.name == "modelyard":
-            workers = [pid for pid in tree if "serving.router.worker" in Path(f"/proc/{pid}/cmdline").read_text()]
-            groups = {"modelyard": tree, "modelyard, its worker alone": workers}
-        wrk(port, scripts["whole"], 8, 2)
-        before = {name: cpu_s(pids) for name, pids in groups.items()}
-        requests, _, bad = wrk(port, scripts["whole"], 32, seconds)
-        time.sleep(1.5)  # what is accounted for a little later counts too
-        request_us = {name: (cpu_s(pids) - before[name]) / requests * 1e6 for name, pids in groups.items()}
-        _, median, more = wrk(port, scripts["whole"], 1, 3)
-        bad += more
-        time.sleep(1.5)
-        before = {name: cpu_s(pids) for name, pids in groups.items()}
-        streams, _, more = wrk(port, scripts["stream"], 100, seconds)
-        time.sleep(1.5)
-        events = streams * EVENTS
+        key = ANY_KEY
+        if peer.name == MODELYARD:
+            key = modelyard_key(folder)
+            stack.enter_context(scraped(f"http://127.0.0.1:{port + 1}/metrics"))
+        yield process.pid, {"Authorization": f"Bearer {key}", **peer.headers}
+
+
+def measure(peer: Peer, port: int, folder: Path, seconds: float) -> list[Result]:
+    """The figures of one router; for Modelyard also those of its worker alone."""
+    whole_connections, streams = (8, 10) if peer.is_slow else (32, 100)
+    with serving(peer, port, folder) as (pid, headers):
+        whole = script(folder, stream=False, headers=headers)
+        stream = script(folder, stream=True, headers=headers)
+        groups = {peer.name: process_tree(pid)}
+        if peer.name == MODELYARD:
+            groups[f"{MODELYARD}, its worker alone"] = router_workers(pid)
+        wrk(port, whole, 8, 1 if peer.is_slow else 2)
+        requests, request_us = _spent(groups, port, whole, whole_connections, seconds)
+        alone = wrk(port, whole, 1, 3)
+        flowing, stream_us = _spent(groups, port, stream, streams, seconds)
+        for one in (requests, alone, flowing):
+            if one.wrong:
+                sys.stderr.write(f"{peer.name}: {one.wrong} of {one.answers} wrong, e.g. {one.example[:300]}\n")
+        right = flowing.answers > flowing.wrong
         return [
             Result(
                 router=name,
-                request_cpu_us=round(request_us[name], 1),
-                p50_one_connection=median,
-                event_cpu_us=round((cpu_s(pids) - before[name]) / events * 1e6, 1),
-                resident_mb=round(resident_mb(pids)),
-                requests=requests,
-                events=events,
-                not_2xx=bad + more,
+                request_us=request_us[name],
+                event_us=stream_us[name] / EVENTS if right else None,
+                p50_us=alone.p50_us,
+                resident_mb=resident_mb(pids),
+                answers=requests.answers + alone.answers + flowing.answers,
+                wrong=requests.wrong + alone.wrong + flowing.wrong,
             )
             for name, pids in groups.items()
         ]
 
 
-def table(results: Sequence[Result]) -> str:
-    """The results as Markdown, with each figure's ratio to vllm-router's where that ran."""
-    reference = next((result for result in results if result.router == "vllm-router"), None)
+def _spent(
+    groups: Mapping[str, Sequence[int]], port: int, path: Path, connections: int, seconds: float
+) -> tuple[Loaded, dict[str, float]]:
+    """What came back under load, and the microseconds of CPU that each group took per answer."""
+    before = {name: cpu_s(pids) for name, pids in groups.items()}
+    loaded = wrk(port, path, connections, seconds)
+    time.sleep(LATE_S)
+    answers = max(1, loaded.answers)
+    return loaded, {name: (cpu_s(pids) - before[name]) / answers * 1e6 for name, pids in groups.items()}
 
-    def ratio(value: float, of: float | None) -> str:
-        return f" ({value / of:.2f}×)" if of else ""
 
-    lines = [
-        "| router | µs CPU / request | µs CPU / streamed event | p50, 1 connection | resident | wrong answers |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for result in results:
-        request = f"{result.request_cpu_us}{ratio(result.request_cpu_us, reference and reference.request_cpu_us)}"
-        event = f"{result.event_cpu_us}{ratio(result.event_cpu_us, reference and reference.event_cpu_us)}"
-        lines.append(
-            f"| {result.router} | {request} | {event} | {result.p50_one_connection} | {result.resident_mb:.0f} MB "
-            f"| {result.not_2xx} of {result.requests + result.events // EVENTS} |"
+def best(rounds: Sequence[Sequence[Result]]) -> list[Result]:
+    """Per router the least CPU and latency of the rounds, the most memory, and all answers."""
+    found: dict[str, Result] = {}
+    for result in (one for results in rounds for one in results):
+        old = found.get(result.router)
+        if old is None:
+            found[result.router] = result
+            continue
+        events = [us for us in (old.event_us, result.event_us) if us is not None]
+        found[result.router] = replace(
+            old,
+            request_us=min(old.request_us, result.request_us),
+            event_us=min(events) if events else None,
+            p50_us=min(old.p50_us, result.p50_us),
+            resident_mb=max(old.resident_mb, result.resident_mb),
+            answers=old.answers + result.answers,
+            wrong=old.wrong + result.wrong,
         )
+    return list(found.values())
+
+
+def table(results: Sequence[Result], direct_us: float) -> str:
+    """The results as Markdown, with each figure's ratio to vllm-router's and nginx's where those ran."""
+    of = {name: next((one for one in results if one.router == name), None) for name in REFERENCES}
+    lines = [
+        "| router | µs CPU / request | × vllm-router | × nginx | µs CPU / event | × vllm-router | × nginx "
+        "| p50 added | × vllm-router | resident | wrong answers |",
+        "|---|" + "---:|" * 10,
+    ]
+    for one in results:
+        events = [reference.event_us if reference else None for reference in of.values()]
+        requests = [reference.request_us if reference else None for reference in of.values()]
+        reference = of["vllm-router"]
+        cells = [
+            one.router,
+            f"{one.request_us:,.1f}",
+            *(ratio(one.request_us, value) for value in requests),
+            "none right" if one.event_us is None else f"{one.event_us:,.1f}",
+            *(ratio(one.event_us, value) for value in events),
+            f"{one.p50_us - direct_us:,.0f} µs",
+            ratio(one.p50_us - direct_us, reference.p50_us - direct_us if reference else None),
+            f"{one.resident_mb:,.0f} MB",
+            f"{one.wrong:,} of {one.answers:,}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Replace what stands between the markers in `path`."""
-    document = path.read_text()
-    before, _, rest = document.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{path} has no lines {BEGIN} and {END} to write between")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def ratio(value: float | None, of: float | None) -> str:
+    return f"{value / of:.2f}" if value is not None and of and of > 0 else "–"
+
+
+def draw(results: Sequence[Result], conditions: str) -> str:
+    """The chart of the same results."""
+    return bars(
+        [
+            Panel("CPU per request", "µs", [(one.router, one.request_us) for one in results]),
+            Panel("CPU per streamed event", "µs", [(one.router, one.event_us) for one in results]),
+        ],
+        own=MODELYARD,
+        note=f"Logarithmic scale; less is better. {NAME} on {conditions}",
+    )
+
+
+def soak(requests: int, port: int, folder: Path) -> str:
+    """A sentence on the worker's memory after so many requests, measured ten times on the way."""
+    peer = next(one for one in PEERS if one.name == MODELYARD)
+    with serving(peer, port, folder) as (pid, headers):
+        path = script(folder, stream=False, headers=headers)
+        workers = router_workers(pid)
+        steps: list[tuple[int, float]] = []
+        answered, wrong, rate = 0, 0, 2000.0
+        while answered < requests:
+            wanted = requests * (len(steps) + 1) / 10 - answered
+            loaded = wrk(port, path, 32, max(1.0, wanted / rate))
+            answered, wrong = answered + loaded.answers, wrong + loaded.wrong
+            rate = max(1.0, loaded.answers / loaded.seconds)
+            if answered >= requests * (len(steps) + 1) / 10:
+                steps.append((answered, resident_mb(workers)))
+                sys.stderr.write(f"{answered:,} requests: {steps[-1][1]:.1f} MB\n")
+        memory = [mb for _, mb in steps]
+        return (
+            f"`python {SOAK_NAME} {requests}`: the worker's resident memory after {answered:,} requests is "
+            f"{memory[-1]:.1f} MB; at every tenth of them: {', '.join(f'{mb:.1f}' for mb in memory)}. "
+            f"{wrong:,} answers were wrong."
+        )
+
+
+def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Result], float]:
+    """Every router in turn, `rounds` times; and the median latency of the engine itself."""
+    headers = {"Authorization": f"Bearer {ANY_KEY}"}
+    direct = wrk(ENGINE_PORTS[0], script(folder, stream=False, headers=headers), 1, 3)
+    rounds: list[list[Result]] = []
+    for number in range(options.rounds):
+        rounds.append([])
+        for index, peer in enumerate(PEERS):
+            if (options.only and peer.name not in options.only) or (number and peer.is_slow):
+                continue
+            if peer.program() is None:
+                if not number:
+                    sys.stderr.write(f"{peer.name}: not installed, left out ({peer.install})\n")
+                continue
+            sys.stderr.write(f"round {number + 1}: {peer.name} …\n")
+            own = folder / f"{index}-{number}"
+            own.mkdir()
+            seconds = SLOW_S if peer.is_slow else options.seconds
+            try:
+                rounds[-1] += measure(peer, 9200 + 10 * index, own, seconds)
+            except SystemExit as failure:
+                if peer.name == MODELYARD:
+                    raise
+                sys.stderr.write(f"{peer.name}: left out: {failure}\n")
+    return best(rounds), direct.p50_us
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", action="store_true", help="install the peers that are not there, then stop")
+    parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], help="measure these alone")
+    parser.add_argument("--seconds", type=float, default=6, help="of load per figure and round (default 6)")
+    parser.add_argument("--rounds", type=int, default=2, help="for the quick routers (default 2)")
+    parser.add_argument("--soak-requests", type=int, default=0, help="the worker's memory over N requests", metavar="N")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument(
+        "--write", type=Path, help="put the table into this document, between its markers, and the chart beside it"
+    )
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[peer.name for peer in PEERS], help="measure these alone")
-    parser.add_argument("--seconds", type=int, default=8, help="of load per figure (default 8)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--write", type=Path, help="put the table into this document, between its markers")
-    options = parser.parse_args()
+    options = arguments().parse_args()
+    if options.setup:
+        setup()
+        return
     for program in ("wrk", "taskset"):
         if shutil.which(program) is None:
-            raise SystemExit(
-                f"{program} is not there: install the package that has it (apt-get install wrk util-linux)"
-            )
-    results: list[Result] = []
+            raise SystemExit(f"{program} is not there: install its package (apt-get install wrk util-linux)")
+    conditions = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="modelyard-bench-")))
         for port in ENGINE_PORTS:
-            command = [sys.executable, str(HERE / "mock_engine.py"), "--port", str(port), "--events", str(EVENTS)]
+            command = [sys.executable, str(ENGINE), "--port", str(port), "--events", str(EVENTS)]
             stack.enter_context(running(command, 1, port, folder / f"engine-{port}.log"))
-        for index, peer in enumerate(PEERS):
-            if options.only and peer.name not in options.only:
-                continue
-            if peer.needs and not (shutil.which(peer.needs) or Path(sys.executable).with_name(peer.needs).exists()):
-                sys.stderr.write(f"{peer.name}: not installed, left out\n")
-                continue
-            sys.stderr.write(f"{peer.name} …\n")
-            own = folder / peer.name
-            own.mkdir()
-            results += measure(peer, 9200 + 10 * index, own, options.seconds)
-    if options.json:
-        print(json.dumps([asdict(result) for result in results]))
-    else:
-        print(table(results))
+        if options.soak_requests:
+            line = soak(options.soak_requests, 9290, folder)
+            print(line)
+            if options.write:
+                write(options.write, SOAK_NAME, line)
+            return
+        results, direct_us = compare(options, folder)
+    text = table(results, direct_us)
+    print(json.dumps([asdict(one) for one in results]) if options.json else text)
     if options.write:
-        conditions = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        write(options.write, f"`python benchmarks/router.py` on {conditions}:\n\n{table(results)}")
+        picture = options.write.parent / "router-benchmark.svg"
+        picture.write_text(draw(results, conditions))
+        image = f"![CPU per request and per streamed event]({picture.name})"
+        asked = f"The engine itself, asked directly: p50 {direct_us:.0f} µs."
+        write(options.write, NAME, f"`python {NAME}` on {conditions}:\n\n{text}\n\n{asked}\n\n{image}")
 
 
 if __name__ == "__main__":
