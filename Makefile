@@ -59,7 +59,7 @@ sdks: ## The client libraries of docs/clients.md in .venv-sdks, for their tests
 	@MODELYARD_VENV=$(CURDIR)/.venv-sdks $(PYTHON) requirements/install.py sdks
 
 .PHONY: bench
-bench: ## The router against nginx and vllm-router, CPU per request and per event
+bench: ## The router against its peers, CPU per request and per event (ARGS=--setup installs them all)
 	@$(PYTHON) requirements/install.py bench && exec $(BIN)/python benchmarks/router.py $(ARGS)
 
 .PHONY: clean
