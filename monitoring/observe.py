@@ -76,6 +76,7 @@ CACHED_TOKENS: Final = "modelyard_prompt_cached_tokens_total"
 COMPLETION_TOKENS: Final = "modelyard_completion_tokens_total"
 ATTEMPTS: Final = "modelyard_upstream_attempts_total"
 FALLBACKS: Final = "modelyard_fallbacks_total"
+DEGRADED: Final = "modelyard_degraded_answers_total"
 PHASE_SECONDS: Final = "modelyard_phase_seconds_total"
 PHASE_TOKENS: Final = "modelyard_phase_tokens_total"
 REJECTIONS: Final = "modelyard_rejections_total"
@@ -100,6 +101,7 @@ COUNTER_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     COMPLETION_TOKENS: ("model", "version", "source"),
     ATTEMPTS: ("model", "version"),
     FALLBACKS: ("model", "version"),
+    DEGRADED: ("model", "version"),
     PHASE_SECONDS: ("model", "version", "phase"),
     PHASE_TOKENS: ("model", "version", "phase"),
     REJECTIONS: ("model", "reason"),
@@ -168,7 +170,7 @@ HISTOGRAM_BOUNDS: Final[Mapping[str, str]] = {
 Deltas = tuple[dict[CounterKey, float], dict[HistogramKey, HistogramDelta]]
 
 _alike: Final[Callable[[RequestRecord], tuple[object, ...]]] = attrgetter(
-    "model", "version", "endpoint", "outcome", "status", "streamed", "usage_source", "assigned"
+    "model", "version", "endpoint", "outcome", "status", "streamed", "usage_source", "assigned", "source"
 )
 """Records that agree in these count into the same series: a batch is one pass in C per figure, not one per record."""
 _shadow_of = attrgetter("shadow_of")
@@ -202,7 +204,7 @@ def endpoint_label(endpoint: str) -> str:
 def observe(records: Sequence[RequestRecord]) -> Deltas:
     """The changes that `records` make to counters and histograms.
 
-    - duration: completed requests, arrival to last byte.
+    - duration: completed requests, arrival to last byte; degraded answers, which no engine gave, are left out.
     - time to first token: streams, arrival in full to the first content event; for a reasoning model that is its first
       reasoning token.
     - inter-token latency: streams; a stream's mean gap (last - first) / (events - 1) counts once per gap, so that
@@ -259,6 +261,8 @@ def _count(group: Sequence[RequestRecord], counters: defaultdict[CounterKey, flo
         counters[CounterKey(ATTEMPTS, owner)] += attempts
     if like.assigned and like.version and like.assigned != like.version:
         counters[CounterKey(FALLBACKS, owner)] += len(group)
+    if like.source == "cache":
+        counters[CounterKey(DEGRADED, owner)] += len(group)
     if like.outcome == "rejected":
         for one in group:
             reason = one.error if one.error in REJECTION_REASONS else "other"
@@ -291,7 +295,7 @@ def _measure(group: Sequence[RequestRecord], histograms: _Histograms) -> None:
         for priority in {one.priority for one in asked}:
             waits = [one.queued_s for one in asked if one.priority == priority]
             histograms.add(QUEUE, (like.model, priority), waits)
-    if like.outcome == "completed" and like.status < 400:
+    if like.outcome == "completed" and like.status < 400 and like.source == "engine":
         histograms.add(DURATION, (*owner, endpoint), list(map(_duration, group)))
     if like.streamed:
         begun = [one for one in group if one.first_token_s > 0]

@@ -37,6 +37,7 @@ records = st.lists(
         duration_s=st.integers(0, 1000).map(lambda n: n / 64),
         shadow_of=st.sampled_from(["", "", "r"]),
         error=st.sampled_from(["", "queue_full", "made_up"]),
+        source=st.sampled_from(["engine", "cache"]),
         queued_s=st.integers(0, 640).map(lambda n: n / 64),
         priority=st.sampled_from(["", "interactive", "batch"]),
     ),
@@ -62,6 +63,14 @@ def test_batches_make_no_difference(found: list[RequestRecord], cut: int) -> Non
         k: list(d.counts) for k, d in whole_histograms.items()
     }
     assert dict(sums) == pytest.approx({k: d.sum for k, d in whole_histograms.items()})
+
+
+def test_a_degraded_answer_is_counted_and_timed_as_no_engines() -> None:
+    made = [record(source="cache", replica="", dispatched_s=0.0, usage_source="none"), record()]
+    counters, histograms = observe(made)
+    assert counters[CounterKey(names.DEGRADED, ("assistant", "v1"))] == 1
+    (times,) = [delta for key, delta in histograms.items() if key.name == names.DURATION]
+    assert sum(times.counts) == 1
 
 
 @given(records)
