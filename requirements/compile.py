@@ -20,7 +20,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "base": (),
     "serve": ("llamacpp",),
     "quickstart": ("llamacpp", "eval"),
-    "dev": ("llamacpp", "eval", "dev"),
+    "dev": ("llamacpp", "eval", "otel", "dev"),
     "bench": ("llamacpp", "bench"),
 }
 """File -> the extras of pyproject.toml in it."""

@@ -21,7 +21,7 @@ EXTRAS = {
     "base": (),
     "serve": ("llamacpp",),
     "quickstart": ("llamacpp", "eval"),
-    "dev": ("llamacpp", "eval", "dev"),
+    "dev": ("llamacpp", "eval", "otel", "dev"),
     "bench": ("llamacpp", "bench"),
 }
 IMAGES = ("Dockerfile.cpu", "Dockerfile.gpu")

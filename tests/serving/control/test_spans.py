@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_access_log import record
 from yard_harness import until
 
+from registry.terminal import NotThereError
 from serving.control.spans import QUEUE_MAX, SpanExporter
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otel` is not installed")
+ROOT = Path(__file__).resolve().parents[3]
 TRACE, SPAN, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "b7ad6b7169203331"
 
 
@@ -159,3 +164,15 @@ def test_a_silent_receiver_holds_nobody_up_and_the_queue_is_bounded(receiver: Re
     began = time.monotonic()
     exporter.close()
     assert time.monotonic() - began < 4.0
+
+
+def test_opentelemetry_is_not_imported_until_it_is_configured() -> None:
+    code = "import sys, serving.control.yard; print([m for m in sys.modules if m.startswith('opentelemetry')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_missing_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(NotThereError, match=r"pip install '\.\[otel\]'"):
+        SpanExporter("http://127.0.0.1:1", version="1")

@@ -276,3 +276,55 @@ def test_a_second_interrupt_does_not_wait_for_an_engine_that_is_deaf_to_the_firs
     assert one.wait() == 0
     assert time.monotonic() - began < 5.0
     assert not any(map(runs, engines))
+
+
+def modelyard(yard: YardProcess, *arguments: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", "from serving.cli import main; main()", *arguments]
+    argv = [*program, "--state-dir", str(yard.state.root)]
+    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_workers_are_replaced_by_command(yard: Start) -> None:
+    one = yard("--gap-s", "0.02", workers=2)
+    info = one.start()
+    before = one.worker_pids()
+    with Load(info.url) as load:
+        restarting = modelyard(one, "restart", "--json")
+        output, errors = restarting.communicate(timeout=60)
+        assert restarting.returncode == 0, errors
+    done = json.loads(output)
+    assert [(each["replaced"], each["worker"], each["cut_off"]) for each in done["replacements"]] == [
+        ("w0", "w0b", 0),
+        ("w1", "w1b", 0),
+    ]
+    assert set(load.ended) == {200}, load.ended
+    assert not set(before) & set(one.worker_pids())
+    one.send(signal.SIGTERM)
+    assert one.wait() == 0
+
+
+def test_a_control_plane_killed_while_it_replaces_a_worker_breaks_no_stream(yard: Start) -> None:
+    one = yard("--events", "80", "--gap-s", "0.05")
+    info = one.start()
+    (before,) = one.worker_pids()
+    body = {"model": "m", "messages": [], "stream": True}
+    with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, timeout=30, trust_env=False) as response:
+        chunks = response.iter_raw()
+        read = next(chunks)
+        restarting = modelyard(one, "restart")
+        until(lambda: len(one.worker_pids()) == 2 or None)
+        new = next(pid for pid in one.worker_pids() if pid != before)
+        until(lambda: one.state.workers.joinpath("w0b", "control.sock").exists())
+        time.sleep(0.7)  # the new one serves, the old one drains
+        one.send(signal.SIGKILL)
+        one.wait()
+        restarting.communicate(timeout=20)
+        again = one.start()
+        assert "adopted" in one.log.read_text().lower()
+        read += b"".join(chunks)
+    assert read.endswith(b"data: [DONE]\n\n")
+    until(lambda: one.worker_pids() == [new], 20)
+    assert not runs(before)
+    assert httpx.get(f"{again.url}/health/ready", trust_env=False).status_code == 200
+    one.send(signal.SIGTERM)
+    assert one.wait() == 0
