@@ -35,9 +35,10 @@ def metrics(yard: RunningYard) -> dict[tuple[str, ...], float]:
 def test_a_queue_of_the_configuration_holds_over_all_workers_and_shows_in_the_metrics(
     fake_engine: Engines, tmp_path: Path
 ) -> None:
-    engine = fake_engine("--first-byte-delay-s", "2.0")
+    engine = fake_engine()
     with RunningYard(tmp_path, CONFIG.format(url=engine.url)) as yard, ThreadPoolExecutor(8) as pool:
         until(lambda: yard.api.get("/health/ready").status_code == 200)
+        engine.behave(first_byte_delay_s=2.0)  # only now: probing it should not take so long
         futures = [pool.submit(yard.chat) for _ in range(8)]
         waits = ("modelyard_queue_length", "m", "interactive")
         until(lambda: metrics(yard)[waits] == 1)
