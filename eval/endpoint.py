@@ -66,9 +66,9 @@ def find(url: str | None, admin_url: str | None, state: StateDir) -> Endpoint:
 
 
 def headers() -> dict[str, str]:
-    """The authorisation header, where MODELYARD_API_KEY is set."""
+    """Evaluation waits behind people (the class `batch`); and the authorisation, where MODELYARD_API_KEY is set."""
     key = os.environ.get(KEY_VARIABLE, "")
-    return {"authorization": f"Bearer {key}"} if key else {}
+    return {"x-modelyard-priority": "batch"} | ({"authorization": f"Bearer {key}"} if key else {})
 
 
 def trusts_environment(url: str) -> bool:

@@ -141,9 +141,18 @@ class RetryConfig(Section):
 class AdmissionConfig(Section):
     """How many requests are with engines at a time, and how many may wait for that."""
 
-    inflight_max: int = Field(0, ge=0, description="Over all workers; 0 leaves queueing to the engines.")
-    queue_max: int = Field(256, ge=0, description="Requests that may wait; one more is refused with 429.")
-    queue_timeout_s: float = Field(30.0, gt=0)
+    inflight_max: int = Field(
+        0, ge=0, description="Requests with engines at a time, over all workers; 0 leaves queueing to the engines."
+    )
+    queue_max: int = Field(
+        256, ge=0, description="Requests that may wait, over all workers; one more is refused with 429 `queue_full`."
+    )
+    queue_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="How long one waits at most: then 503 `queue_timeout`. Batch requests go before interactive ones "
+        "that come after they have waited for half of it.",
+    )
 
 
 def _text(value: Any) -> Any:

@@ -65,6 +65,7 @@ def test_each_case_is_asked_once_per_repeat_and_scored(
     assert {body["temperature"] for body in bodies} == {0.0}
     assert {body["seed"] for body in bodies} == {5, 6}
     assert all(body["stream"] for body in bodies)
+    assert all(dict(one["headers"])["x-modelyard-priority"] == "batch" for one in engine.stats()["requests"])
 
 
 def test_a_finished_run_is_reused_and_fresh_runs_anew(
