@@ -160,8 +160,8 @@ def test_images_are_multi_stage_pinned_and_not_root(name: str) -> None:
     assert "HEALTHCHECK" in final
     assert "/health/ready" in final
     assert re.search(r'^ENTRYPOINT \["modelyard"\]$', final, re.M), "exec form: signals reach it"
-    assert re.search(r'^CMD \["up",.*"--host", "0\.0\.0\.0"\]$', final, re.M)
-    assert "EXPOSE 8001" not in text, "the admin API has no keys"
+    assert re.search(r'^CMD \["up",.*"--host", "0\.0\.0\.0", "--require-keys"\]$', final, re.M)
+    assert "EXPOSE 8001" not in text, "the admin API is for the machine that it runs on"
 
 
 @pytest.mark.parametrize("name", IMAGES)

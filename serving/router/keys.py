@@ -4,14 +4,15 @@ Owns: finding the key that a request carries, and what it may do. Never: I/O, cl
 (admission has those).
 
 A key is found by its SHA-256 in a dict and confirmed by a comparison that takes the same time wherever it fails; what
-a dict lookup gives away by its time is about digests, from which no key can be computed.
+a dict lookup gives away by its time is about digests, from which no key can be computed. That costs a request 1 to 2 µs;
+without keys it costs the look at an attribute.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Iterable
+from hashlib import sha256
+from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
 from serving.errors import ApiError
@@ -45,9 +46,9 @@ class Keyring:
             return missing_key()
         if len(credential) > CREDENTIAL_BYTES_MAX:
             return invalid_key()
-        digest = hashlib.sha256(credential).digest()
+        digest = sha256(credential).digest()
         key = self._by_digest.get(digest)
-        if key is None or not hmac.compare_digest(key.digest, digest):
+        if key is None or not compare_digest(key.digest, digest):
             return invalid_key()
         request.key = key
         return _refusal(key, now)
