@@ -23,11 +23,14 @@ import psutil
 
 from monitoring.gpu import open_reader
 from registry.config import VersionConfig
+from registry.manifest import Manifest
+from registry.models import VersionRef
 from registry.state import StateDir, YardInfo
 from registry.terminal import UserError
 from serving.commands.check import Check, Result
 from serving.commands.checks_access import examine_access
 from serving.config import ServerConfig, YardConfig, load
+from serving.engines import base as engines
 from serving.processes import recognised
 
 OLDEST: Final = (3, 11)
@@ -41,6 +44,7 @@ EXTRAS: Final = {
     "embed": (("sentence_transformers",), "the embedding scorer and embedding drift"),
 }
 """Extra -> its modules and what needs it."""
+HOSTED_REMEDY: Final = "run `make hosted`, or name by `python:` the interpreter of an environment that has LiteLLM"
 BASE: Final = ("alembic", "fastapi", "httptools", "msgspec", "prometheus_client", "pydantic", "sqlalchemy", "uvicorn")
 
 
@@ -136,6 +140,8 @@ def engines_of(config: YardConfig) -> Iterator[Check]:
         for label, version in model.versions.items():
             if version.engine == "vllm":
                 yield vllm(f"{name}@{label}", version)
+            elif version.engine == "hosted":
+                yield hosted(VersionRef(name, label), version)
 
 
 def vllm(ref: str, version: VersionConfig) -> Check:
@@ -150,6 +156,21 @@ def vllm(ref: str, version: VersionConfig) -> Check:
     if result.returncode:
         return Check(f"vLLM for {ref}", "fail", f"{version.python} has no vLLM", remedy)
     return Check(f"vLLM for {ref}", "ok", version.python)
+
+
+def hosted(ref: VersionRef, version: VersionConfig) -> Check:
+    name = f"LiteLLM for {ref}"
+    manifest = Manifest(engine=version.engine, litellm_model=version.litellm_model)
+    try:
+        found = engines.kind(version.engine).environment(
+            engines.EngineVersion(ref=ref, digest="", manifest=manifest, python=version.python)
+        )
+    except UserError as error:
+        return Check(name, "fail", str(error).removeprefix(f"{ref}: "), HOSTED_REMEDY)
+    if version.api_key_env and not os.environ.get(version.api_key_env, "").strip():
+        remedy = "export it where `modelyard up` is started"
+        return Check(name, "warn", f"the key's variable {version.api_key_env} is not set here", remedy)
+    return Check(name, "ok", f"litellm {found['litellm']} for {version.litellm_model}; it is asked nothing here")
 
 
 def pip_module() -> Check:

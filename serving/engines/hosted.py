@@ -85,7 +85,7 @@ class Hosted:
 
     def environment(self, version: EngineVersion) -> dict[str, str]:
         python = interpreter(version)
-        if python == sys.executable:
+        if python == sys.executable and importlib.util.find_spec("litellm") is not None:
             return {"litellm": importlib.metadata.version("litellm")}
         env = minimal_environment(os.environ)
         try:

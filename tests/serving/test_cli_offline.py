@@ -147,6 +147,19 @@ def test_doctor_finds_a_port_in_use(tmp_path: Path) -> None:
     assert all(one["remedy"] for one in checks.values() if one["result"] == "fail")
 
 
+def test_doctor_knows_what_a_hosted_engine_needs(tmp_path: Path) -> None:
+    text = "models: {m: {versions: {v1: {engine: hosted, litellm_model: openai/x, api_key_env: NOT_SET, python: %s}}}}"
+    checks: list[dict[str, str]] = []
+    for python in ("/nowhere/python", sys.executable):
+        config = tmp_path / "yard.yaml"
+        config.write_text(text % python)
+        result = call("doctor", str(config), "--json", state=tmp_path / "state")
+        checks += [one for one in json.loads(result.stdout) if one["name"] == "LiteLLM for m@v1"]
+    assert [one["result"] for one in checks] in (["fail", "fail"], ["fail", "warn"])
+    assert "there is no Python interpreter '/nowhere/python'" in checks[0]["detail"]
+    assert "make hosted" in checks[0]["remedy"]
+
+
 def test_doctor_sees_a_free_port_and_a_fresh_state_directory(tmp_path: Path) -> None:
     assert port("router port", "127.0.0.1", 0, None).result == "ok"
     state = StateDir(tmp_path / "new")
