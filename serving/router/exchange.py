@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.usage import Outcome, RequestRecord
 from serving.errors import ApiError
-from serving.router import cache, degraded, forward, openai_wire, split
+from serving.router import cache, degraded, forward, openai_wire
 from serving.router.answer import Answer
+from serving.router.assign import assign, chain
 from serving.router.bodies import Piece
 from serving.router.continuation import resume
 from serving.router.deadlines import SILENT_END, overdue
 from serving.router.entrance import Permit
+from serving.router.hold import Hold
 from serving.router.plan import Plan
 from serving.router.resuming import Resuming, able_to_continue
 from serving.router.retry import OVERLOADED, REFUSING, RETRIED_STATUSES, Failure, Kind, decide, retry_after_s
-from serving.router.snapshot import HEADER, Target, VersionState
-from serving.router.upstream import Backend, Connection
+from serving.router.snapshot import VersionState
+from serving.router.upstream import Backend
 
 if TYPE_CHECKING:
     from serving.router.http1 import Client, Request
@@ -46,18 +48,13 @@ class Exchange:
 
     __slots__ = (
         "_answer",
-        "_backend",
         "_cache_key",
-        "_connecting",
-        "_connection",
-        "_dispatched",
         "_failed",
+        "_hold",
         "_last_error",
-        "_paused",
         "_peek",
         "_plan",
         "_refused",
-        "_resumed_at",
         "_router",
         "_started",
         "_target",
@@ -77,17 +74,12 @@ class Exchange:
         self.request = request
         self.finished = False
         self._started = router.now()
-        self._dispatched = self._started
-        self._resumed_at = 0.0
-        self._backend: Backend | None = None
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._hold = Hold(router)
         self._waiting: asyncio.TimerHandle | None = None
         self._answer: Answer | None = None
         self._failed: dict[str, int] = {}
         """Replicas that cut the stream or did not go on with it -> how many events the client had then."""
         self._refused: tuple[Answer, str, str] | None = None
-        self._paused = False
         self._uncopied = False
         self._cache_key: bytes | None = None
         """Names the request among kept answers; None where its answer is not one to keep."""
@@ -131,52 +123,19 @@ class Exchange:
 
     def proceed(self) -> None:
         """The request is admitted: find its version and try it."""
-        target = self._target
-        self.record.assigned = self._assign(target)
+        target, router = self._target, self._router
+        label = assign(target, self.request, self._peek, self.record, router.random_bucket)
+        self.record.assigned = label
         target.model.budget.deposit()
         if target.model.cache is not None:
             self._cache_key = cache.key_of(self.request.endpoint, self.request.body, self.record.key_id)
         self._uncopied = bool(target.model.shadows) and target.pinned is None
-        self._plan = Plan(
-            self._chain(target), target.model.config.retry.attempts_max, self._router.choose, self.request
-        )
-        if self._plan.next(self._router.now()):
+        attempts_max = target.model.config.retry.attempts_max
+        self._plan = Plan(chain(target, label), attempts_max, router.choose, self.request)
+        if self._plan.next(router.now()):
             self._attempt()
         else:
             self._give_up()
-
-    def _assign(self, target: Target) -> str:
-        """The version that this request belongs to: the pinned one, or its bucket's in its segment or in the route."""
-        record = self.record
-        if target.pinned is not None:
-            record.pinned = True
-            return target.pinned.label
-        model = target.model
-        for kind, name in model.sticky:
-            key = self.request.headers.get(name) if kind == HEADER else (self._peek.user or "").encode()
-            if key:
-                record.sticky = split.sticky_hash(key, model.salt)
-                record.bucket = split.bucket_of(record.sticky)
-                break
-        else:
-            record.bucket = self._router.random_bucket()
-        arms = model.config.arms
-        if model.rules is not None:
-            segment = model.rules.match(
-                self.request.headers, key=record.key_id, user=self._peek.user or "", body=self.request.body
-            )
-            if segment is not None:
-                record.segment = segment.name
-                arms = segment.arms
-        return split.arm_of(arms, record.bucket)
-
-    def _chain(self, target: Target) -> list[VersionState]:
-        """The versions that may answer, in order. A pinned one has no fallback: the client asked for that one."""
-        model = target.model
-        versions = [model.versions[self.record.assigned]] if self.record.assigned in model.versions else []
-        if target.pinned is None:
-            versions += [version for version in model.fallback if version not in versions]
-        return versions
 
     def _attempt(self) -> None:
         """Try the replica that the plan has come to."""
@@ -187,51 +146,22 @@ class Exchange:
         record.version = plan.version.label
         record.replica = backend.config.id
         self._answer = None
-        self._take(backend)
+        self._hold.take(backend)
         now = self._router.now()
         if record.attempts == 1:
             record.overhead_s = now - self._started - record.queued_s
         record.dispatched_s = now - self._started
-        self.dispatch(self, self.request_bytes(plan.version, backend), now)
+        self.dispatch(self, self.request_bytes(plan.version, backend))
 
-    def dispatch(self, receiver: Receiver, data: list[Piece], now: float, *, fresh: bool = False) -> None:
-        """Hand a request to the replica taken, over an idle connection where there is one."""
-        backend = self._backend
-        assert backend is not None
-        self._dispatched = now
-        self._connection = None if fresh else backend.send(receiver, data)
-        if self._connection is None:
-            self._connecting = self._router.spawn(self._connect(backend, receiver, data))
-            return
-        if self._paused:
-            self._connection.pause()
+    def dispatch(self, receiver: Receiver, data: list[Piece], *, fresh: bool = False) -> None:
+        """Hand a request to the replica taken."""
+        self._hold.dispatch(self, receiver, data, connect_s=self._target.model.config.timeouts.connect_s, fresh=fresh)
+
+    def sent(self) -> None:
+        """The request has been handed to an engine: the first time, it may be copied."""
         if self._uncopied:
-            self._offer_to_shadows()
-
-    async def _connect(self, backend: Backend, receiver: Receiver, data: list[Piece]) -> None:
-        error = ""
-        try:
-            connection = await backend.connect(self._target.model.config.timeouts.connect_s)
-        except TimeoutError:
-            error = "connect_timeout"
-        except OSError as problem:
-            error = "connect_refused" if isinstance(problem, ConnectionRefusedError) else "connect_failed"
-        self._connecting = None
-        if error:
-            receiver.on_broken(error, stale=False)
-            return
-        self._dispatched = self._router.now()
-        self._connection = connection
-        connection.send(receiver, data, fresh=True)
-        if self._paused:
-            connection.pause()
-        if self._uncopied:
-            self._offer_to_shadows()
-
-    def _offer_to_shadows(self) -> None:
-        """The request has been handed to an engine for the first time: now it may be copied."""
-        self._uncopied = False
-        self._router.shadows.offer(self, self._target.model)
+            self._uncopied = False
+            self._router.shadows.offer(self, self._target.model)
 
     def request_bytes(self, version: VersionState, backend: Backend, request_id: str = "") -> list[Piece]:
         """The request as a replica gets it."""
@@ -269,7 +199,7 @@ class Exchange:
             return True
         if status not in REFUSING and self._refused is None:
             return self._degrade()
-        self._leave_connection()
+        self._hold.leave()
         message = f"The engine of {self._where} refuses the router's credentials (status {status})."
         self._note_error(ApiError(502, message, code="engine_unauthorized"))
         self._give_up()
@@ -292,7 +222,7 @@ class Exchange:
         if BAD_REQUEST <= status < 500:
             answer.pass_error()  # the client's own doing: nobody else would answer otherwise
         elif answer.committed:
-            self._leave_connection()
+            self._hold.leave()
             self._cut("engine_error", "The engine failed in the middle of its answer.")
         elif self._fail(Failure("status", "engine_error", status)) or self._degrade():
             return
@@ -300,7 +230,7 @@ class Exchange:
             answer.pass_error()
 
     def on_end(self) -> None:
-        self._connection = None
+        self._hold.ended()
         answer = self._answer
         if answer is None:
             return
@@ -321,9 +251,10 @@ class Exchange:
             self._finish("failed", error="engine_error")
 
     def on_broken(self, error: str, *, stale: bool) -> None:
-        self._connection = None
-        if stale and self._backend is not None:
-            self.dispatch(self, self.request_bytes(self._version, self._backend), self._router.now(), fresh=True)
+        self._hold.ended()
+        backend = self._hold.backend
+        if stale and backend is not None:
+            self.dispatch(self, self.request_bytes(self._version, backend), fresh=True)
         elif self._answer is not None and self._answer.committed:
             self._cut(error, "The engine stopped in the middle of its answer.")
         else:
@@ -333,7 +264,7 @@ class Exchange:
 
     def _fail(self, failure: Failure) -> bool:
         """The attempt failed before any content: arrange for the next one. Returns False where there is to be none."""
-        now, router, plan, backend = self._router.now(), self._router, self._plan, self._backend
+        now, router, plan, backend = self._router.now(), self._router, self._plan, self._hold.backend
         if failure.is_engine_fault:
             self._blame(failure.code)
         elif backend is not None:
@@ -349,8 +280,8 @@ class Exchange:
         if again is None or (failure.costs and not model.budget.withdraw(now)):
             return False
         self._note_failure(failure)
-        self._leave_connection()
-        self._release()
+        self._hold.leave()
+        self._hold.release()
         self._answer = None
         if again.wait_s:
             self._waiting = router.later(again.wait_s, self._try_again, again.same)
@@ -371,7 +302,7 @@ class Exchange:
     def _fail_or_give_up(self, failure: Failure) -> None:
         if not self._fail(failure):
             self._note_failure(failure)
-            self._leave_connection()
+            self._hold.leave()
             self._give_up()
 
     def _note_failure(self, failure: Failure) -> None:
@@ -431,18 +362,15 @@ class Exchange:
         record.version = version.label
         record.replica = backend.config.id
         self._version = version
-        self._take(backend)
+        self._hold.take(backend)
         answer.goes_on(resumption)
-        Resuming(self, backend, version, resumption).start(self._router.now())
+        Resuming(self, backend, version, resumption).start()
         return True
-
-    def now(self) -> float:
-        return self._router.now()
 
     def not_continued(self, status: int) -> None:
         """A replica that was to go on with the stream answered otherwise: try the next one. That it rejects the prefill
         is no fault of its engine."""
-        self._leave_connection()
+        self._hold.leave()
         message = "The engine stopped in the middle of its answer, and no other could go on with it."
         self._cut(f"continuation_status_{status}", message, blame=status >= 500)
 
@@ -466,34 +394,29 @@ class Exchange:
 
     def pause(self) -> None:
         """The client reads more slowly than the engine writes: stop reading from the engine."""
-        self._paused = True
-        if self._connection is not None:
-            self._connection.pause()
+        self._hold.pause()
 
     def resume(self) -> None:
-        self._paused = False
-        self._resumed_at = self._router.now()
-        if self._connection is not None:
-            self._connection.resume()
+        self._hold.resume()
 
     # --- deadlines ---
 
     def check_deadlines(self, now: float) -> None:
         """End a wait that has lasted too long. Called several times a second."""
-        if self.finished or (self._backend is None and self._waiting is None):
+        if self.finished or (self._hold.backend is None and self._waiting is None):
             return  # not admitted yet
         timeouts = self._target.model.config.timeouts
         if timeouts.total_s and now - self._started > timeouts.total_s:
             self._time_out("total_timeout")
-        elif self._connecting is None and self._waiting is None and not self._paused:
-            code = overdue(timeouts, self._answer, max(self._dispatched, self._resumed_at), now)
+        elif self._waiting is None and self._hold.waits_for_engine:
+            code = overdue(timeouts, self._answer, self._hold.since, now)
             if code:
                 self._time_out(code)
 
     def _time_out(self, code: str) -> None:
         if code == "total_timeout":
             self._stop_trying()
-        self._leave_connection()
+        self._hold.leave()
         answer = self._answer
         if code == SILENT_END and answer is not None:
             answer.finish()
@@ -551,7 +474,8 @@ class Exchange:
         now = self._router.now()
         kept = target.model.cache.get(key, now)
         version = target.model.versions.get(kept.version) if kept is not None else None
-        if kept is None or version is None or not degraded.may_answer(kept, target.model, self._chain(target)):
+        candidates = chain(target, self.record.assigned)
+        if kept is None or version is None or not degraded.may_answer(kept, target.model, candidates):
             return False
         self._stop_trying()
         self._answer = None
@@ -576,8 +500,8 @@ class Exchange:
 
     def _complete(self) -> None:
         """The client has had the engine's whole answer: the replica is well."""
-        if self._backend is not None:
-            self._backend.breaker.succeeded()
+        if self._hold.backend is not None:
+            self._hold.backend.breaker.succeeded()
         if self._cache_key is not None and isinstance(self._answer, degraded.CopiedAnswer):
             self._answer.keep(self._cache_key, self._router.now())
         self._finish("completed")
@@ -594,7 +518,7 @@ class Exchange:
         if self.finished:
             return
         self.finished = True
-        self._release()
+        self._hold.release()
         record = self.record
         record.outcome = outcome
         record.error = error
@@ -612,33 +536,13 @@ class Exchange:
 
     def _blame(self, error: str) -> None:
         """The replica failed for its own reasons."""
-        if self._backend is not None:
-            self._backend.breaker.failed(self._router.now(), self._router.jitter())
+        if self._hold.backend is not None:
+            self._hold.backend.breaker.failed(self._router.now(), self._router.jitter())
         self._router.observe_failure(self.record.replica, error)
-
-    def _take(self, backend: Backend) -> None:
-        self._release()
-        self._backend = backend
-        backend.inflight += 1
-        backend.breaker.begin()
-
-    def _release(self) -> None:
-        if self._backend is not None:
-            self._backend.inflight -= 1
-            self._backend.breaker.abandoned()
-            self._backend = None
 
     def _stop_trying(self) -> None:
         """Leave whatever is being tried or waited for."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-        self._leave_connection()
-
-    def _leave_connection(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abandon()
+        self._hold.leave()

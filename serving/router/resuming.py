@@ -49,13 +49,13 @@ class Resuming:
         self._heard: list[bytes] = []
         self._data: list[bytes | memoryview] = []
 
-    def start(self, now: float) -> None:
+    def start(self) -> None:
         """Ask for the count first: what is left of the request's `max_tokens` depends on it."""
-        self._send(b"/tokenize", self._resumption.counting_body(self._model), now)
+        self._send(b"/tokenize", self._resumption.counting_body(self._model))
 
-    def _send(self, target: bytes, body: bytes, now: float) -> None:
+    def _send(self, target: bytes, body: bytes) -> None:
         self._data = request_to(self._exchange.request, self._backend, target, body)
-        self._exchange.dispatch(self, self._data, now)
+        self._exchange.dispatch(self, self._data)
 
     # --- upstream.Receiver ---
 
@@ -78,11 +78,10 @@ class Resuming:
         if self._status == OK:
             self._resumption.counted(b"".join(self._heard))
         self._heard = []
-        now = self._exchange.now()
-        self._send(self._exchange.request.target, self._resumption.body(self._model), now)
+        self._send(self._exchange.request.target, self._resumption.body(self._model))
 
     def on_broken(self, error: str, *, stale: bool) -> None:
         if stale:
-            self._exchange.dispatch(self, self._data, self._exchange.now(), fresh=True)
+            self._exchange.dispatch(self, self._data, fresh=True)
         else:
             self._exchange.on_broken(error, stale=False)
