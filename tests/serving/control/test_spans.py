@@ -166,8 +166,9 @@ def test_a_silent_receiver_holds_nobody_up_and_the_queue_is_bounded(receiver: Re
     assert time.monotonic() - began < 4.0
 
 
-def test_opentelemetry_is_not_imported_until_it_is_configured() -> None:
-    code = "import sys, serving.control.yard; print([m for m in sys.modules if m.startswith('opentelemetry')])"
+def test_neither_sdk_nor_exporter_is_imported_until_tracing_is_configured() -> None:
+    heavy = ("opentelemetry.sdk", "opentelemetry.exporter")
+    code = f"import sys, serving.control.yard; print([m for m in sys.modules if m.startswith({heavy})])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
