@@ -131,6 +131,10 @@ def _model(model: dict[str, Any]) -> RenderableType:
     currency = next((version["currency"] for version in model["versions"] if version.get("currency")), "")
     columns += [">TTFT p50", ">TTFT p95", f">{currency} per 1k requests"]
     title = f"{model['model']}  route {model['revision']}: {render.weights(model['route'])}"
+    if segments := model.get("segments"):
+        title += f"; segments {', '.join(segments)}"
+    if shadows := model.get("shadows"):
+        title += f"; shadow {', '.join(f'{label} {render.percent(sample)}' for label, sample in shadows.items())}"
     return render.table(columns, rows, title=title)
 
 

@@ -274,9 +274,15 @@ class Router:
         """One of several replicas: one that has the request's beginning cached, or the least busy one."""
         anchor = ANCHORS.get(request.endpoint) if version.affinity_seed else None
         prints = fingerprints(request.body, anchor, version.affinity_seed) if anchor is not None else ()
+        if not prints:
+            return min(left, key=self._load)
         names = [backend.config.id for backend in left]
         loads = [backend.inflight for backend in left]
         return left[self._prefixes.choose(prints, names, loads, self._rng.random)]
+
+    def _load(self, backend: Backend) -> tuple[int, float]:
+        """How busy a replica is; ties are broken at random."""
+        return backend.inflight, self._rng.random()
 
     def jitter(self) -> float:
         return self._rng.random()
