@@ -31,6 +31,33 @@ def test_every_configuration_that_ships_is_valid(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(json_schema()))
 
 
+def test_the_hosted_example_is_valid_and_names_no_key() -> None:
+    config = load(ROOT / "configs" / "hosted.yaml")
+    cloud = config.models["assistant"].versions["cloud"]
+    assert (cloud.engine, cloud.litellm_model, cloud.api_key_env) == ("hosted", "openai/gpt-4o-mini", "OPENAI_API_KEY")
+    assert config.models["assistant"].fallback == ("cloud",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{engine: hosted}", "a hosted engine needs `litellm_model:`"),
+        ("{engine: hosted, litellm_model: a/b, artifact: 'file:x'}", "takes no `artifact:`"),
+        ("{engine: external, url: 'http://x', litellm_model: a/b}", "is for a hosted engine, not for external"),
+        ("{engine: hosted, litellm_model: a/b, url: 'ftp://x'}", "must begin with http"),
+    ],
+)
+def test_mistakes_about_hosted_engines_are_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=".+") as error:
+        parse(f"models: {{m: {{versions: {{v1: {text}}}}}}}")
+    assert said in str(error.value)
+
+
+def test_a_hosted_engines_url_is_kept_whole() -> None:
+    text = "models: {m: {versions: {v1: {engine: hosted, litellm_model: a/b, url: 'http://x/v1/'}}}}"
+    assert parse(text).models["m"].versions["v1"].url == "http://x/v1"
+
+
 def test_defaults_are_safe() -> None:
     config = parse(VALID)
     assert (config.server.host, config.server.admin_host) == ("127.0.0.1", "127.0.0.1")
