@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -48,9 +49,8 @@ def test_the_hosted_example_is_valid_and_names_no_key() -> None:
     ],
 )
 def test_mistakes_about_hosted_engines_are_one_sentence(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=".+") as error:
+    with pytest.raises(ConfigError, match=re.escape(said)):
         parse(f"models: {{m: {{versions: {{v1: {text}}}}}}}")
-    assert said in str(error.value)
 
 
 def test_a_hosted_engines_url_is_kept_whole() -> None:
