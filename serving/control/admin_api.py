@@ -49,6 +49,43 @@ KEY_IN_SCOPE = "modelyard.key"
 """Where the guard leaves the id of the API key that a request was made with."""
 
 
+REFUSALS = {
+    "400": "The call is not usable as it is",
+    "404": "There is nothing of that name",
+    "421": "Not a name of this machine (DNS rebinding)",
+    "422": "A parameter or the body is not of the documented form",
+    "503": "The database or the yard cannot answer now",
+}
+CREDENTIAL_REFUSALS = {"401": "No valid credential", "403": "The credential does not reach so far"}
+CHANGE_REFUSALS = {
+    "403": "The credential does not reach so far, or another origin asks",
+    "408": "The body did not arrive in time",
+    "409": "It contradicts what is registered or in force",
+    "413": "The body is too large",
+}
+ERROR_SCHEMA = {
+    "title": "Error",
+    "type": "object",
+    "required": ["error"],
+    "additionalProperties": False,
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+"""The envelope that OpenAI clients know."""
+ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+
+
 class Control(Protocol):
     """The control plane as the admin API sees it."""
 
@@ -215,7 +252,7 @@ async def _read(receive: Receive) -> Receive:
 
 
 def _document(app: FastAPI, access: Access) -> None:
-    """Have the OpenAPI schema say which calls need a credential."""
+    """Have the OpenAPI schema say which calls need a credential, and in which words every call refuses."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -230,9 +267,19 @@ def _document(app: FastAPI, access: Access) -> None:
         }
         for path, calls in schema["paths"].items():
             for method, call in calls.items():
+                refusals = dict(REFUSALS)
                 if access.needs_credential(method.upper(), path):
                     call["security"] = [{"token": []}]
-                    call.setdefault("responses", {})["401"] = {"description": "No valid credential"}
+                    refusals |= CREDENTIAL_REFUSALS
+                if method.upper() not in SAFE_METHODS:
+                    refusals |= CHANGE_REFUSALS
+                for status, description in refusals.items():
+                    answer = {"description": description, "content": ERROR_CONTENT}
+                    if status == "422" or status not in call["responses"]:
+                        call["responses"][status] = answer
+        schema["components"].setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(unused, None)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
