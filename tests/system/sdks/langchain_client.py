@@ -30,13 +30,8 @@ LOOK_UP: Any = {
 
 def main(url: str) -> None:
     seen: dict[str, Any] = {}
-    options: Any = {
-        "base_url": f"{url}/v1",
-        "api_key": "none",
-        "model": "assistant",
-        "temperature": 0,
-        "max_retries": 0,
-    }
+    place: Any = {"base_url": f"{url}/v1", "api_key": "none"}
+    options: Any = {**place, "model": "assistant", "temperature": 0, "max_retries": 0}
     chat = ChatOpenAI(**options, max_tokens=12)
     answer = chat.invoke("What is the capital of France?")
     seen["invoke"] = {
