@@ -304,7 +304,12 @@ def test_unusable_terms_make_no_key(yard: RunningYard, terms: dict[str, Any]) ->
     assert ask(yard).status_code == 200
 
 
-def test_no_file_and_no_answer_holds_a_key_or_the_token(yard: RunningYard) -> None:
+def test_no_file_and_no_answer_holds_a_key_or_the_token(tmp_path: Path, text: str) -> None:
+    with RunningYard(tmp_path, text.replace("{port: 0", "{access_log: {}, port: 0")) as yard:
+        _look_everywhere(yard)
+
+
+def _look_everywhere(yard: RunningYard) -> None:
     made = create(yard, name="alice", scopes=["inference", "admin"])
     secret = made["secret"]
     assert ask(yard, secret).status_code == 200
@@ -316,6 +321,8 @@ def test_no_file_and_no_answer_holds_a_key_or_the_token(yard: RunningYard) -> No
     status = yard.get("status")
     shown = [yard.get("keys"), yard.get("audit"), status, yard.admin.get(f"{yard.info.admin_url}/metrics").text]
     yard.wait(yard.yard.parts.accounts.step())
+    log = until(lambda: (path := yard.state.root / "access.jsonl").exists() and path.read_text())
+    assert made["key"]["id"] in log
     for word in (secret, yard.token):
         assert word not in repr(shown)
         for folder, _, names in os.walk(yard.state.root):

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from certificates import make as make_certificate
 
 from registry.terminal import NotThereError
 from serving.control.worker_process import PortInUseError, WorkerStartError, check_port_free, read_record, socket_path
@@ -148,6 +149,32 @@ def test_workers_that_listen_elsewhere_are_not_adopted_but_ended(tmp_path: Path)
         assert list(pids(second)) == ["w0"]
         await second.stop(5.0)
         assert [child.wait(5) for child in children]
+
+    run(body)
+
+
+def test_workers_are_adopted_with_the_certificate_that_is_wanted_only(
+    tmp_path: Path, program: Callable[[str], str]
+) -> None:
+    certificate, key = make_certificate(program("openssl"), tmp_path / "tls", "yard")
+
+    async def body() -> None:
+        first = make(tmp_path)
+        first.tls = (str(certificate), str(key))
+        await first.start("127.0.0.1", 0, 1)
+        before, port = pids(first), first.port
+        children = await first.abandon()
+        second = make(tmp_path)
+        second.tls = first.tls
+        assert await second.start("127.0.0.1", port, 1) == 1
+        assert pids(second) == before
+        await second.abandon()
+        plain = make(tmp_path)
+        assert await plain.start("127.0.0.1", port, 1) == 0
+        await plain.publish(Table(generation=2))
+        assert live(port) == 200
+        await plain.stop(5.0)
+        assert [child.wait(5) for child in children] == [0]
 
     run(body)
 

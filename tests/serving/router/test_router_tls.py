@@ -154,6 +154,19 @@ def test_old_versions_and_plain_http_are_refused(router: RouterProcess) -> None:
     assert shown(router)
 
 
+def test_what_is_no_handshake_leaves_nothing_behind(router: RouterProcess) -> None:
+    router.serve(1)
+    for index in range(60):
+        junk = (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05junk!", b"", b"\x16\x03\x01")[index % 4]
+        with socket.create_connection(("127.0.0.1", router.port), timeout=10) as plain:
+            plain.sendall(junk)
+    assert shown(router)
+    deadline = time.monotonic() + 5
+    while router.control.stats().connections:
+        assert time.monotonic() < deadline, "connections are left"
+        time.sleep(0.05)
+
+
 def test_a_worker_says_in_one_sentence_why_it_cannot_speak_tls(tmp_path: Path, place: Pair) -> None:
     command = [sys.executable, "-m", "serving.router.worker", "--id", "w0", "--port", "0"]
     files = ["--tls-certificate", str(place[0]), "--tls-key", str(tmp_path / "none")]
