@@ -139,7 +139,6 @@ class Yard:
             environment=engine_environment(self._path.parent),
             declared=self._declares,
             declared_url=self._declares_url,
-            declared_url=self._declares_url,
             progress=lambda: Haltable(NoProgress(), self._halt),
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
