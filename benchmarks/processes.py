@@ -76,7 +76,13 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path, timeout_s: 
 def running(
     command: Sequence[str], core: int, port: int, log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process on one core, ready at `port`; ended by SIGTERM, then, with all its descendants, by SIGKILL."""
+    """A process on one core, ready at `port`; ended by SIGTERM, then, with all its descendants, by SIGKILL.
+
+    Raises SystemExit where something else listens there already: it would be measured instead.
+    """
+    with contextlib.suppress(ConnectionError):
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        raise SystemExit(f"port {port} is in use: stop what listens there")
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["taskset", "-c", str(core), *command],

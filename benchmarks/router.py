@@ -101,7 +101,26 @@ def serving(peer: Peer, port: int, folder: Path) -> Iterator[tuple[int, Mapping[
         if peer.name == MODELYARD:
             key = modelyard_key(folder)
             stack.enter_context(scraped(f"http://127.0.0.1:{port + 1}/metrics"))
-        yield process.pid, {"Authorization": f"Bearer {key}", **peer.headers}
+        headers = {"Authorization": f"Bearer {key}", **peer.headers}
+        until_it_answers(port, headers)
+        yield process.pid, headers
+
+
+def until_it_answers(port: int, headers: Mapping[str, str]) -> None:
+    """Ask until an answer comes: a router that listens may not know its engines yet. Raises SystemExit after 60 s."""
+    body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+    sent = {"content-type": "application/json", **headers}
+    limit = time.monotonic() + 60
+    while True:
+        try:
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            urllib.request.urlopen(urllib.request.Request(url, body, sent), timeout=20).close()
+        except OSError as error:
+            if time.monotonic() > limit:
+                raise SystemExit(f"it answers nothing: {error}") from None
+            time.sleep(0.2)
+        else:
+            return
 
 
 def measure(peer: Peer, port: int, folder: Path, seconds: float) -> list[Result]:

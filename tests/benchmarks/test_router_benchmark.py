@@ -90,7 +90,7 @@ def test_a_scale_refuses_what_has_no_logarithm() -> None:
         chart.scale([0.0, 1.0])
 
 
-@pytest.mark.parametrize("name", ["router.py"])
+@pytest.mark.parametrize("name", ["router.py", "streams.py"])
 def test_every_command_says_what_it_does(name: str) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), "--help"], capture_output=True, text=True, check=False, timeout=60
