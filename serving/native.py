@@ -21,7 +21,6 @@ COMPILED: Final = (
     "admission",
     "answer",
     "assign",
-    "bodies",
     "breaker",
     "continuation",
     "counters",
@@ -42,7 +41,8 @@ COMPILED: Final = (
     "sse",
     "upstream",
 )
-"""Modules of `serving.router` that run for every request or event."""
+"""Modules of `serving.router` that run for every request or event, but for those whose classes msgspec decodes into: it
+reads their annotations, which mypyc does not keep."""
 _READ: Final = ("registry/models.py", "registry/manifest.py", "registry/usage.py", "serving/errors.py")
 """What they take constants from, beside the modules of their own package."""
 

@@ -12,44 +12,13 @@ from typing import Final
 
 import msgspec
 
-from serving.router.openai_wire import FINISH, Responded, Usage
+from serving.router.events import Event, decode
+from serving.router.openai_wire import FINISH, Usage
 
 TAIL_BYTES_MAX: Final = 256 * 1024
 """An event larger than this goes on in pieces (no event that is kept from a client is near as large)."""
 
 
-class _Delta(msgspec.Struct, gc=False):
-    content: str | list[object] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    tool_calls: list[object] | None = None
-    function_call: object | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Message(msgspec.Struct, gc=False):
-    """`message` of the messages API."""
-
-    usage: Usage | None = None
-
-
-class _Event(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: Usage | None = None
-    type: str = ""
-    delta: object | None = None
-    response: Responded | None = None
-    message: _Message | str | None = None
-    error: object | None = None
-
-
-_decode: Final = msgspec.json.Decoder(_Event).decode
 _CONTENT_TYPES: Final = (".delta", "content_block_delta")
 """How the types of events with content end: responses, messages, transcripts, speech."""
 _END_TYPES: Final = (
@@ -183,7 +152,7 @@ class Scanner:
             self.done = True
             return False
         try:
-            seen = _decode(payload)
+            seen = decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False  # not ours to judge: it goes on as it came
         if seen.type:
@@ -200,7 +169,7 @@ class Scanner:
         self.error_event = event + b"\n\n"
         self.error_status = code if isinstance(code, int) else 0
 
-    def _note_chunk(self, seen: _Event) -> bool:
+    def _note_chunk(self, seen: Event) -> bool:
         if seen.usage is not None:
             self.usage = seen.usage
         for choice in seen.choices or ():
@@ -222,7 +191,7 @@ class Scanner:
                 self.finish_reason = choice.finish_reason
         return self.hide_usage and seen.usage is not None and not seen.choices
 
-    def _note_typed(self, event: bytes, seen: _Event) -> None:
+    def _note_typed(self, event: bytes, seen: Event) -> None:
         """Events of the responses and messages APIs, which name their type. None of them is ever kept back."""
         if seen.type.endswith(_CONTENT_TYPES) and seen.delta:
             self.started = True
