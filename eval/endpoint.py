@@ -123,7 +123,7 @@ def check_alive(endpoint: Endpoint) -> None:
             "modelyard up configs/quickstart.yaml, or name it with --url"
         ) from error
     if answer.status_code in {401, 403}:
-        raise RequestRefusedError(f"{endpoint.url} wants a key: set {KEY_VARIABLE}")
+        raise RequestRefusedError(f"{endpoint.url} wants a key: set {KEY_VARIABLE} (`modelyard keys create` makes one)")
 
 
 def admin_get(endpoint: Endpoint, path: str) -> Any:

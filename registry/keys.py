@@ -137,10 +137,17 @@ def create(connection: Connection, secret: str, terms: KeyTerms, *, actor: str, 
     return key
 
 
-def every(connection: Connection) -> list[ApiKey]:
-    """All keys ever made, oldest first."""
+def every(connection: Connection, *, revoked: bool = True) -> list[ApiKey]:
+    """All keys ever made, oldest first; without those that are revoked where `revoked` is False."""
     table = schema.api_keys
-    return [_to_key(row) for row in connection.execute(select(table).order_by(table.c.created_at, table.c.id))]
+    query = select(table).order_by(table.c.created_at, table.c.id)
+    if not revoked:
+        query = query.where(table.c.revoked_at.is_(None))
+    return [_to_key(row) for row in connection.execute(query)]
+
+
+def any_made(connection: Connection) -> bool:
+    return connection.scalar(select(schema.api_keys.c.id).limit(1)) is not None
 
 
 def find(connection: Connection, key_id: str) -> ApiKey:

@@ -302,6 +302,16 @@ class Registry:
         with read(self.engine) as connection:
             return keys.every(connection)
 
+    def keys_in_force(self) -> list[ApiKey]:
+        """Keys that are not revoked, oldest first; expired ones are among them."""
+        with read(self.engine) as connection:
+            return keys.every(connection, revoked=False)
+
+    def has_keys(self) -> bool:
+        """Whether a key was ever made, revoked ones included."""
+        with read(self.engine) as connection:
+            return keys.any_made(connection)
+
     def revoke_key(self, key_id: str, *, actor: str, at: float) -> ApiKey:
         """Take a key out of use; its record stays. Revoking it again changes nothing. Raises NotFoundError."""
         with self._write() as connection:

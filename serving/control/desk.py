@@ -172,7 +172,7 @@ class Desk:
         parts = self._parts
         async with self._apply_lock:
             config = config.model_copy(update={"server": self._server_of(config)})
-            check_public(config.server, has_keys=bool(await asyncio.to_thread(parts.registry.api_keys)))
+            check_public(config.server, has_keys=await asyncio.to_thread(parts.registry.has_keys))
             running = parts.supervisor.replicas()
             prepare = partial(parts.applier.prepare, config, base, running)
             plan, _ = await asyncio.to_thread(prepare, fetching=not dry_run)  # may take minutes: traffic can change

@@ -89,9 +89,8 @@ def build_table(
     2. The route's allocation becomes the arms; a model without a route has none and can only be pinned.
     3. Only aliases, fallbacks and shadows that name a version in the table are kept.
 
-    `capabilities` says of replicas, by their ids, what their engines were seen to do. `keys` are all that were ever
-    made: those that are not revoked are in the table, and from the first one on a key is required, so that revoking the
-    last one opens no door.
+    `capabilities` says of replicas, by their ids, what their engines were seen to do. `keys` are those that are not
+    revoked. `keys_required` stays true after the first one was made, so that revoking the last one opens no door.
     """
     by_version: dict[tuple[str, str], list[RunningReplica]] = {}
     for running in replicas:
@@ -101,13 +100,12 @@ def build_table(
         for name in sorted(traits)
         if name in snapshot
     }
-    made = list(keys)
     return Table(
         generation=generation,
         models=models,
         limits=limits,
-        keys=tuple(_key(one) for one in made if one.revoked_at is None),
-        keys_required=keys_required or bool(made),
+        keys=tuple(_key(one) for one in keys),
+        keys_required=keys_required,
     )
 
 

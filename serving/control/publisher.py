@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from registry.keys import ApiKey
 from registry.store import Registry
 from serving.control.publish import Generations, ModelTraits, RunningReplica, build_table, same_but_generation
-from serving.control.snapshot import take
+from serving.control.snapshot import RegistrySnapshot, take
 from serving.control.workers import Published, Workers
 from serving.engines.base import Capabilities
 from serving.router.table import Limits, Table, Tracing
@@ -77,11 +78,15 @@ class Publisher:
                 await asyncio.sleep(RETRY_S)
                 self._marked.set()
 
+    def _read(self) -> tuple[RegistrySnapshot, list[ApiKey], bool]:
+        """Every model, the keys that are not revoked, and whether one was ever made."""
+        return take(self._registry), self._registry.keys_in_force(), self._registry.has_keys()
+
     async def publish(self) -> Published:
         """Build the table of this moment; where it routes otherwise than the last one, send it."""
         async with self._lock:
             self._marked.clear()
-            snapshot, keys = await asyncio.to_thread(lambda: (take(self._registry), self._registry.api_keys()))
+            snapshot, keys, made = await asyncio.to_thread(self._read)
             self._generations.seen(self._workers.generation_seen)
             table = build_table(
                 snapshot,
@@ -91,7 +96,7 @@ class Publisher:
                 generation=0,
                 capabilities=self._capabilities(),
                 keys=keys,
-                keys_required=self._require_keys,
+                keys_required=self._require_keys or made,
             )
             table = msgspec.structs.replace(table, tracing=self._tracing)
             if self._table is not None and same_but_generation(table, self._table):

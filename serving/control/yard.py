@@ -191,7 +191,7 @@ class Yard:
         """Ports, then definitions, then processes: what is most likely to be refused comes first."""
         server = self.parts.config.server
         tls_files(server, self._path.absolute().parent)
-        check_public(server, has_keys=bool(await asyncio.to_thread(self.parts.registry.api_keys)))
+        check_public(server, has_keys=await asyncio.to_thread(self.parts.registry.has_keys))
         listener = bind(server.admin_host, server.admin_port)
         access = Access(admin_token(self.state.admin_token), self._keys, host=server.admin_host)
         self._admin = AdminServer(create_app(self.desk, host=server.admin_host, access=access), listener)

@@ -41,8 +41,10 @@ def test_a_key_comes_back_as_it_was_made_but_for_the_key_itself(registry: Regist
         budget_engine_s=3600.5,
         budget_period="day",
     )
+    assert not registry.has_keys()
     key, secret = registry.create_key(terms, actor="me", at=2.0)
-    assert registry.api_keys() == [key]
+    assert registry.api_keys() == registry.keys_in_force() == [key]
+    assert registry.has_keys()
     assert key.terms == terms
     assert secret.startswith(PREFIX)
     assert len(secret) >= len(PREFIX) + 43, "32 bytes in base64"
@@ -76,6 +78,8 @@ def test_a_revoked_key_stays_revoked_since_the_first_time(registry: Registry) ->
     assert registry.revoke_key(key.id, actor="me", at=3.0).revoked_at == 3.0
     assert registry.revoke_key(key.id, actor="me", at=9.0).revoked_at == 3.0
     assert [one.revoked_at for one in registry.api_keys()] == [3.0]
+    assert registry.keys_in_force() == []
+    assert registry.has_keys()
     assert len(registry.audit(subject=key.id)) == 2
     with pytest.raises(NotFoundError, match="keys list"):
         registry.revoke_key("key_none", actor="me", at=3.0)

@@ -118,20 +118,16 @@ def test_arms_cover_every_bucket_by_their_weight_and_only_ready_engines_are_read
     assert same_but_generation(table, build(model("v1", "v2", weights=share), *reversed(running), generation=9))
 
 
-def test_keys_in_force_are_in_the_table_and_the_first_one_shuts_the_door() -> None:
+def test_keys_are_in_the_table_without_their_names() -> None:
     terms = KeyTerms(name="alice", models=("m",), expires_at=9.0, requests_per_minute=3, budget_period="day")
-    made = {"digest": b"d" * 32, "last4": "abcd", "terms": terms, "created_at": 1.0, "created_by": "me"}
-    key = ApiKey(id="key_1", slot=5, **made)  # type: ignore[arg-type]
-    revoked = ApiKey(id="key_2", slot=6, revoked_at=2.0, **made)  # type: ignore[arg-type]
-
-    def keys(*there: ApiKey, required: bool = False) -> Table:
-        return build_table({}, [], traits={}, limits=Limits(), generation=1, keys=there, keys_required=required)
-
-    (found,) = keys(revoked, key).keys
+    key = ApiKey(id="key_1", digest=b"d" * 32, last4="abcd", slot=5, terms=terms, created_at=1.0, created_by="me")
+    table = build_table({}, [], traits={}, limits=Limits(), generation=1, keys=[key], keys_required=True)
+    (found,) = table.keys
     assert (found.id, found.digest, found.slot, found.models, found.expires_at) == ("key_1", b"d" * 32, 5, ("m",), 9.0)
     assert (found.requests_per_minute, found.budget_period, found.scopes) == (3, "day", ("inference",))
-    assert [keys().keys_required, keys(required=True).keys_required] == [False, True]
-    assert keys(revoked).keys_required, "revoking the last key opens no door"
+    assert table.keys_required
+    assert "alice" not in repr(table)
+    assert not build(model("v1")).keys_required
 
 
 def test_generations_never_go_back(tmp_path: Path) -> None:
