@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ log = logging.getLogger("modelyard.admin")
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
+AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]@:/?#\s]+)(:[0-9]*)?")
+"""A host and perhaps a port: no user, nothing behind an address in brackets."""
 ONCE = frozenset({b"host", b"origin", b"authorization", b"x-api-key"})
 KEY_IN_SCOPE = "modelyard.key"
 """Where the guard leaves the id of the API key that a request was made with."""
@@ -126,6 +129,7 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,
     )
     app.include_router(registry_routes(control), prefix="/admin/v1")
     app.include_router(live_routes(control), prefix="/admin/v1")
@@ -171,6 +175,8 @@ def allowed_hosts(bound: str) -> Callable[[str], bool]:
         own.add(socket.gethostname().lower())
 
     def allowed(authority: str) -> bool:
+        if not AUTHORITY.fullmatch(authority):
+            return False
         try:
             name = (urlsplit(f"//{authority}").hostname or "").lower()
             return name in own or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback or not loopback
