@@ -30,7 +30,7 @@ class TlsConfig(Section):
 class AccessLogConfig(Section):
     """One JSON line per finished request, written off the hot path. Never a body, a key or a credential."""
 
-    path: str = Field("", description='A file, or "" for access.jsonl in the state directory.')
+    path: str = Field("", description='A file, relative to this one; "" for access.jsonl in the state directory.')
     sample: int = Field(10_000, ge=0, le=10_000, description="Basis points of completed requests; others always.")
     bytes_max: int = Field(64 * 1024 * 1024, ge=1024 * 1024, description="Then it is rotated; one older file is kept.")
     redact: tuple[Literal["request_id", "key_id", "trace_id", "segment", "bucket", "replica", "finish_reason"], ...] = (

@@ -9,8 +9,11 @@ writes one twice. The account (`modelyard cost`, metrics) loses nothing.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
+import stat
 import zlib
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -46,6 +49,7 @@ class AccessLog:
         self._fields = tuple(name for name in RequestRecord.__struct_fields__ if name not in left_out)
         self._encode = msgspec.json.Encoder().encode
         self._file = -1
+        self._torn = False
         self.problem = ""
         """Why the last lines could not be written; "" where they were."""
 
@@ -58,7 +62,7 @@ class AccessLog:
         try:
             if self._file < 0 or os.fstat(self._file).st_size + len(data) > self._bytes_max or self._was_moved():
                 self._open(len(data))
-            os.write(self._file, data)
+            self._append(data)
         except OSError as error:
             if not self.problem:
                 log.warning("the access log %s cannot be written: %s", self.path, error.strerror)
@@ -66,6 +70,14 @@ class AccessLog:
             self.close()
         else:
             self.problem = ""
+
+    def _append(self, data: bytes) -> None:
+        """Raises OSError. A line that the disk had no room for ends before the next one."""
+        data = b"\n" + data if self._torn else data
+        written = os.write(self._file, data)
+        self._torn = written < len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         if self._file >= 0:
@@ -96,10 +108,13 @@ class AccessLog:
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
     def _open(self, room: int) -> None:
-        """The file with room for so many bytes more, rotated where it has not."""
+        """The file with room for so many bytes more, rotated where it has not. What is no file of its own (a link, a
+        pipe, /dev/stdout) is not rotated, and none is waited for."""
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size + room > self._bytes_max:
-            self.path.replace(self.path.with_name(self.path.name + ".1"))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(FileNotFoundError):
+            there = self.path.lstat()
+            if stat.S_ISREG(there.st_mode) and there.st_size + room > self._bytes_max:
+                self.path.replace(self.path.with_name(self.path.name + ".1"))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
         self._file = os.open(self.path, flags, 0o600)

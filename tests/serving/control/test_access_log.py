@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +122,39 @@ def test_a_log_that_cannot_be_written_says_so_and_stops_nobody(tmp_path: Path) -
     log.close()
     assert log.problem == ""
     assert [line["request_id"] for line in Written(tmp_path / "log").lines()] == ["after"]
+
+
+def test_a_line_cut_by_a_full_disk_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    log = AccessLog(tmp_path / "log", sample=10_000, bytes_max=1_000_000)
+    log.write([record("whole")])
+    room = (tmp_path / "log").stat().st_size + 100
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        log.write([record("cut")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "lines are being lost" in log.problem
+    log.write([record("after")])
+    log.close()
+    first, torn, last = (tmp_path / "log").read_text().splitlines()
+    assert [json.loads(line)["request_id"] for line in (first, last)] == ["whole", "after"]
+    assert len(torn) == 100
+
+
+def test_a_link_is_written_through_and_never_rotated(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("target")
+    written = [record(f"req-{number}") for number in range(20)]
+    log = AccessLog(tmp_path / "log", sample=10_000, bytes_max=2000)
+    for one in written:
+        log.write([one])
+    log.close()
+    assert (tmp_path / "log").is_symlink()
+    assert len(Written(tmp_path / "target").lines()) == 20
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    log = AccessLog(tmp_path / "log", sample=10_000, bytes_max=1_000_000)
+    log.write([record()])
+    assert "cannot be written" in log.problem
