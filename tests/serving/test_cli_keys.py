@@ -137,6 +137,19 @@ def test_up_refuses_a_public_address_without_keys(tmp_path: Path, engine: FakeEn
         assert ask(made, made.cli("keys", "create").stdout.strip()) == 200
 
 
+def test_keys_hold_while_the_control_plane_is_gone_and_after(tmp_path: Path, engine: FakeEngine) -> None:
+    with stack(tmp_path, external({"v1": engine.url}, {"v1": 10_000})) as made:
+        first, second = made.up().json("keys", "create"), made.json("keys", "create")
+        made.cli("keys", "revoke", second["key"]["id"])
+        made.kill_control()
+        expected = {first["secret"]: 200, second["secret"]: 401, "none": 401}
+        assert {one: ask(made, one) for one in expected} == expected
+        made.up()
+        assert {one: ask(made, one) for one in expected} == expected
+        made.cli("keys", "revoke", first["key"]["id"])
+        assert ask(made, first["secret"]) == 401
+
+
 def test_a_yard_speaks_https_and_its_commands_trust_it(
     tmp_path: Path, engine: FakeEngine, program: Callable[[str], str]
 ) -> None:

@@ -226,6 +226,24 @@ def test_engines_see_no_credential_and_records_hold_none(router: RouterProcess, 
         assert b"mya_" not in path.read_bytes()
 
 
+def test_the_openai_library_understands_a_refusal(router: RouterProcess, fake_engine: Engines) -> None:
+    openai = pytest.importorskip("openai")
+    publish(router, assistant(fake_engine()))
+    messages = [{"role": "user", "content": "one"}]
+    for secret, kind, code in (
+        ("mya_nobody", openai.AuthenticationError, "invalid_api_key"),
+        (BOB, openai.PermissionDeniedError, "model_not_allowed"),
+    ):
+        with (
+            openai.OpenAI(base_url=f"{router.url}/v1", api_key=secret, max_retries=0) as client,
+            pytest.raises(kind) as refused,
+        ):
+            client.chat.completions.create(model="assistant", messages=messages)
+        assert refused.value.code == code
+    with openai.OpenAI(base_url=f"{router.url}/v1", api_key=ALICE) as client:
+        assert client.chat.completions.create(model="assistant", messages=messages).choices
+
+
 # The decision itself
 
 
