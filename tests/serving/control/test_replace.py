@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -266,3 +268,30 @@ def test_an_apply_that_names_another_certificate_replaces_the_workers_by_itself(
 def post(url: str, certificate: Path, body: dict[str, Any]) -> httpx.Response:
     with httpx.Client(verify=trusting(certificate, url), trust_env=False, timeout=20) as client:
         return client.post(f"{url}/v1/chat/completions", json=body)
+
+
+def test_a_worker_that_hangs_takes_no_new_clients(fake_engine: Engines, tmp_path: Path) -> None:
+    engine = fake_engine("--events", "2")
+    with RunningYard(tmp_path, config(engine, workers=2)) as yard:
+        port, hanging = int(yard.info.url.rpartition(":")[2]), pids(yard)["w0"]
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            for _ in range(40):
+                assert ask(socket.create_connection(("127.0.0.1", port), 5), close=True).startswith(b"HTTP/1.1 200")
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+
+
+def test_clients_that_wait_to_be_accepted_by_a_worker_that_is_killed_are_accepted_by_another(
+    fake_engine: Engines, tmp_path: Path
+) -> None:
+    engine = fake_engine("--events", "2")
+    with RunningYard(tmp_path, config(engine, workers=2)) as yard:
+        port, both = int(yard.info.url.rpartition(":")[2]), pids(yard)
+        for pid in both.values():
+            os.kill(pid, signal.SIGSTOP)
+        waiting = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(40)]  # in the accept queue
+        os.kill(both["w0"], signal.SIGKILL)
+        os.kill(both["w1"], signal.SIGCONT)
+        assert all(ask(one, close=True).startswith(b"HTTP/1.1 200") for one in waiting)
+        until(lambda: pids(yard)["w0"] != both["w0"])
