@@ -154,6 +154,22 @@ def test_usage_is_counted_as_the_engine_says(served: RouterProcess, path: str) -
     assert counted == USED[path]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_usage_of_an_answer_of_many_megabytes_is_counted(
+    router: RouterProcess, fake_engine: Start, first: bool
+) -> None:
+    usage, data = b'"usage":{"prompt_tokens":7,"total_tokens":7}', b'"data":[%b0.5]' % (b"0.12345678901," * 440_000)
+    body = b"{%b}" % b",".join((usage, data) if first else (data, usage))
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    engine = fake_engine()
+    engine.behave(raw=(head + body).hex())
+    router.serve(engine.port)
+    response = router.client.post("/v1/embeddings", content=written(BODIES["/v1/embeddings"]))
+    assert response.content == body
+    record = record_of(router, response)
+    assert (record.prompt_tokens, record.usage_source, record.response_bytes) == (7, "engine", len(body))
+
+
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("limit", [4, 50])
 @pytest.mark.parametrize("pieces", [0, 7])
