@@ -173,6 +173,35 @@ def bills(uses: Sequence[DeviceUse], prices: Prices) -> list[Bill]:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPrice:
+    """What a hosted API takes for a million tokens."""
+
+    input_per_million: float = 0.0
+    output_per_million: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCost:
+    """What a version's tokens cost at its provider's price: the basis `tokens`, beside the bills by device, never in
+    them."""
+
+    version: str
+    prompt_tokens: int
+    completion_tokens: int
+    price: TokenPrice
+    nano: int
+    basis: Literal["tokens"] = "tokens"
+    currency: str = "USD"
+    """Price lists are in USD."""
+
+
+def token_cost(version: str, prompt_tokens: int, completion_tokens: int, price: TokenPrice) -> TokenCost:
+    """Tokens x price, cached prompt tokens at the full price: an upper bound where a provider gives a discount."""
+    amount = prompt_tokens * _exact(price.input_per_million) + completion_tokens * _exact(price.output_per_million)
+    return TokenCost(version, prompt_tokens, completion_tokens, price, round(amount / 1_000_000 * NANO))
+
+
+@dataclass(frozen=True, slots=True)
 class TokenWeights:
     """What one token of each kind is worth relative to the others, and where that was taken from."""
 

@@ -17,10 +17,13 @@ from monitoring.cost import (
     DeviceKind,
     DeviceUse,
     Prices,
+    TokenCost,
+    TokenPrice,
     TokenWeights,
     UnitCost,
     bills,
     idle_shares,
+    token_cost,
     unit_cost,
 )
 from monitoring.observe import (
@@ -67,6 +70,8 @@ class Statement:
     bills: tuple[Bill, ...]
     unit_costs: tuple[UnitCost, ...]
     usage: tuple[Usage, ...]
+    tokens: tuple[TokenCost, ...] = ()
+    """What hosted versions' tokens cost; of the whole ledger only, as usage is."""
 
     @property
     def residual_s(self) -> float:
@@ -106,6 +111,7 @@ def statement(
     prices: Prices,
     devices: Mapping[str, Device],
     reserved_bytes: Mapping[str, float] | None = None,
+    token_prices: Mapping[str, TokenPrice] | None = None,
     stop: float,
 ) -> Statement:
     """The statement of a window that ends at `stop`, Unix seconds.
@@ -113,7 +119,7 @@ def statement(
     The ledger has whole hours, so a window does too. What was held after the watermark is on the line `unsettled`.
     Unit costs and usage need the window to be the whole ledger, as counters have no hours. A device that is not in
     `devices` was a GPU unless it is called `cpu`. `reserved_bytes` (`model@version` -> memory on the device) divides
-    idle time in unit costs.
+    idle time in unit costs. `token_prices` are those of hosted versions (`model@version`).
     """
     names = sorted({row.device for row in view.rows} | {row.device for row in view.held})
     uses = [
@@ -125,7 +131,9 @@ def statement(
     usage = usage_of(view.counters) if whole else ()
     counts = counts_of(view.counters) if whole else {}
     start = min((use.start for use in uses), default=stop) if view.start is None else view.start
-    return Statement(start, stop, prices.currency, tuple(made), _unit_costs(uses, made, counts), usage)
+    hosted = [(one, price) for one in usage if (price := (token_prices or {}).get(one.version)) is not None]
+    tokens = tuple(token_cost(one.version, one.prompt_tokens, one.completion_tokens, price) for one, price in hosted)
+    return Statement(start, stop, prices.currency, tuple(made), _unit_costs(uses, made, counts), usage, tokens)
 
 
 def usage_of(counters: Mapping[CounterKey, float]) -> tuple[Usage, ...]:

@@ -60,6 +60,8 @@ def views(found: dict[str, Any], *, all_bills: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [f"{render.moment(found['start'])} to {render.moment(found['stop'])}"]
     if found["usage"]:
         parts.append(_usage(found["usage"]))
+    if found.get("tokens"):
+        parts.append(_tokens(found["tokens"]))
     bills = [one for one in found["bills"] if all_bills or one["method"] == "inflight"]
     parts += [_bill(one) for one in bills]
     units = [one for one in found["unit_costs"] if all_bills or one["method"] == "inflight"]
@@ -84,6 +86,20 @@ def _usage(usage: list[dict[str, Any]]) -> RenderableType:
     ]
     columns = ("version", *(f">{name}" for name in outcomes), ">prompt tokens", ">of them cached", ">completion tokens")
     return render.table(columns, rows, title="usage")
+
+
+def _tokens(hosted: list[dict[str, Any]]) -> RenderableType:
+    rows = [
+        (
+            f"[bold]{one['version']}[/]",
+            render.number(one["prompt_tokens"]),
+            render.number(one["completion_tokens"]),
+            f"{one['nano'] / 1e9:.9f}",
+        )
+        for one in hosted
+    ]
+    columns = ("", ">prompt tokens", ">completion tokens", f">{hosted[0]['currency']}")
+    return render.table(columns, rows, title="hosted: tokens (at the provider's price per token; on no bill below)")
 
 
 def _bill(bill: dict[str, Any]) -> RenderableType:

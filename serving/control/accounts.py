@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from prometheus_client import CollectorRegistry
 
-from monitoring.cost import Prices
+from monitoring.cost import Prices, TokenPrice
 from monitoring.metrics import EngineState, LedgerState, Metrics, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import Sampler
@@ -79,6 +79,7 @@ class Accounts:
         *,
         prices: Callable[[], Prices],
         live: Callable[[], Live],
+        token_prices: Callable[[], Mapping[str, TokenPrice]] = dict,
         version: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -88,6 +89,7 @@ class Accounts:
         self._workers = workers
         self._prices = prices
         self._live = live
+        self._token_prices = token_prices
         self._clock = clock
         self._window = RecentWindow()
         self._arrived: list[RequestRecord] = []
@@ -185,6 +187,7 @@ class Accounts:
             prices=self._prices(),
             devices=devices,
             reserved_bytes=dict(self.sampler.engine_memory()),
+            token_prices=self._token_prices(),
             stop=self._clock(),
         )
 

@@ -22,7 +22,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from monitoring.cost import Prices
+from monitoring.cost import Prices, TokenPrice
 from monitoring.gpu import open_reader
 from monitoring.metrics import EngineState as EngineGauge
 from monitoring.sampler import Sampler
@@ -91,6 +91,7 @@ class Yard:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._external: frozenset[str] = frozenset()
+        self._token_prices: dict[str, TokenPrice] = {}
         self._pids: Mapping[int, str] = {}
         self._device = "cpu"
         self._adopted = 0
@@ -183,6 +184,7 @@ class Yard:
             workers,
             prices=lambda: Prices(**self.parts.config.prices.model_dump()),
             live=self._live,
+            token_prices=lambda: self._token_prices,
             version=_own_version(),
         )
         return sampler, accounts
@@ -366,6 +368,11 @@ class Yard:
 
     def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
         self._pids = {one.pid: f"{one.model}@{one.label}" for one in replicas if one.pid}
+        self._token_prices = {
+            f"{one.model}@{one.label}": TokenPrice(seen.input_price_per_million, seen.output_price_per_million)
+            for one in replicas
+            if (seen := one.capabilities) and (seen.input_price_per_million or seen.output_price_per_million)
+        }
 
     def _engines_changed(self) -> None:
         self._engines_seen(self.parts.supervisor.replicas())

@@ -75,13 +75,20 @@ def test_the_hosted_engine_takes_over_and_its_key_stays_with_it(
 
     shown.append(stack.cli("status", "--json").stdout + stack.cli("versions", "show", "assistant@cloud").stdout)
     shown.append(json.dumps(stack.admin("/status")))
+    three_answers = {"version": "assistant@cloud", "prompt_tokens": 9, "completion_tokens": 24}
+    line = until(
+        lambda: next((one for one in stack.json("cost")["tokens"] if three_answers.items() <= one.items()), None)
+    )
+    assert line["nano"] == 9 * 150 + 24 * 600, "by the price list of LiteLLM"
     bridge = bridge_of(stack)
     shown += [" ".join(process.cmdline()) for process in psutil.process_iter() if process.pid == bridge["pid"]]
     assert_nowhere(stack, shown)
 
     stack.kill_control()
     assert ask(stream=True).headers["x-modelyard-version"] == "assistant@cloud"
-    stack.up()
+    stack.spawn()  # not `up`, which waits for the local engine too
+    until(lambda: httpx.get(f"{stack.admin_url}/health", trust_env=False).is_success, 60, "a new control plane")
+    until(lambda: bridge_of(stack)["state"] == "ready", 60, "the bridge's adoption")
     assert bridge_of(stack)["pid"] == bridge["pid"], "adopted"
     assert stack.stop() == 0
     until(lambda: not psutil.pid_exists(bridge["pid"]), what="the end of the bridge")
