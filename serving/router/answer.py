@@ -94,7 +94,7 @@ class Answer:
         self.committed = False
         self.holds = holds
         """Nothing goes to the client before `release`: somebody may decide otherwise at the answer's end."""
-        self.scanner: Scanner | None = None
+        self.scanner: Scanner | None
         self.resumption: Resumption | None = None
         """How the stream goes on where it was cut: what makes the new replica's events the old one's rest."""
         self.progressed_at = 0.0
@@ -105,6 +105,7 @@ class Answer:
 
     def _make_head(self, headers: list[tuple[bytes, bytes]], hide_usage: bool) -> bytes:
         record = self._record
+        self.scanner = None
         lines = [status_line(record.status), b"x-request-id: %b\r\n" % record.request_id.encode("ascii")]
         length = b""
         for name, value in headers:
