@@ -14,6 +14,8 @@ import pytest
 from engines.fixtures import FakeEngine, start_fake_engine
 from yard_harness import CONFIG, RunningYard, until
 
+from registry.config import ModelConfig, VersionConfig
+
 ENGINE_KEY = "sk-engine-0123456789abcdef"
 CLIENT_SECRET = "client-credential-0123456789"
 
@@ -307,3 +309,18 @@ def test_credentials_reach_nobody_whom_they_are_not_for(yard: RunningYard, engin
             assert ENGINE_KEY.encode() not in process.read_bytes(), process
         except OSError:
             continue
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h/a b", "http://h/a\r\nx-evil: 1", "http://h/\xe9", "http://h/\x7f", "http://u:p@h", "ftp://h", "//h"],
+)
+def test_an_address_that_could_write_into_a_request_is_refused_in_the_configuration(url: str) -> None:
+    with pytest.raises(ValueError, match="url"):
+        VersionConfig(engine="external", url=url)
+
+
+def test_a_sticky_header_must_have_a_name_that_headers_can_have() -> None:
+    version = VersionConfig(engine="external", url="http://h")
+    with pytest.raises(ValueError, match="sticky"):
+        ModelConfig(versions={"v1": version}, sticky=("header:\xe9\u4e00",))
