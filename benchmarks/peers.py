@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +104,15 @@ def modelyard_key(folder: Path) -> str:
     values = (100_000_000, 10_000_000_000, 1_000_000, 1_000_000_000_000)
     limits = [word for bound, value in zip(bounds, values, strict=True) for word in (bound, str(value))]
     command = [*modelyard_program(), "keys", "create", "--name", "benchmark", *limits, "--json"]
-    made = subprocess.run(
-        [*command, "--state-dir", str(folder / "state")], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    if made.returncode:
-        raise SystemExit(f"no key could be made: {made.stderr.strip()}")
-    return str(json.loads(made.stdout)["secret"])
+    command += ["--state-dir", str(folder / "state")]
+    limit = time.monotonic() + 30
+    while True:  # a yard that listens may not have written down yet where it is
+        made = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        if not made.returncode:
+            return str(json.loads(made.stdout)["secret"])
+        if time.monotonic() > limit:
+            raise SystemExit(f"no key could be made: {made.stderr.strip()}")
+        time.sleep(0.5)
 
 
 def nginx(port: int, folder: Path) -> list[str]:

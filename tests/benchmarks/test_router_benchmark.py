@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,10 +91,10 @@ def test_a_scale_refuses_what_has_no_logarithm() -> None:
         chart.scale([0.0, 1.0])
 
 
-@pytest.mark.parametrize("name", ["router.py", "streams.py"])
+@pytest.mark.parametrize("name", ["router.py", "streams.py", "soak.py"])
 def test_every_command_says_what_it_does(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / name), "--help"], capture_output=True, text=True, check=False, timeout=60
-    )
+    command = [sys.executable, str(BENCHMARKS / name), "--help"]
+    env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
     assert done.returncode == 0, done.stderr
     assert "--write" in done.stdout
