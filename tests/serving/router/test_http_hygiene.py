@@ -18,6 +18,7 @@ BODY = b'{"model":"assistant","messages":[]}'
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
 SIZED = POST + b"content-length: %d\r\n" % len(BODY)
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
+CLOSE = b"connection: close\r\n"
 CHUNK = b"%x\r\n%b\r\n" % (len(BODY), BODY)
 
 REFUSED = {
@@ -113,7 +114,7 @@ STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) ")
 def exchange(router: RouterProcess, raw: bytes, *, split: int = 0) -> tuple[bytes, bool]:
     """What came back, and whether the router closed the connection. `split` sends so many bytes at a time."""
     received = b""
-    with socket.create_connection(("127.0.0.1", router.port), timeout=0.7) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=2) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             for start in range(0, len(raw), split or len(raw)):
@@ -266,7 +267,7 @@ def test_a_trickle_ends_where_it_is_slower_than_a_kilobyte_a_second(router: Rout
             with contextlib.suppress(TimeoutError):
                 received = client.recv(65536)
         assert received.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4
     assert engine.stats()["lines"] == []
     assert [(r.outcome, r.error) for r in router.records(1)] == [("rejected", "request_timeout")]
 
@@ -302,9 +303,9 @@ def test_giant_and_empty_bodies(router: RouterProcess, fake_engine: Start) -> No
         (CHUNKED + giant, b"413", "request_too_large"),
         (CHUNKED + b"100\r\n%b\r\n" % (b"x" * 256) * 40, b"413", "request_too_large"),
         (POST + b"content-length: 9223372036854775807\r\n\r\n", b"413", "request_too_large"),
-        (CHUNKED + b"0\r\n\r\n", b"400", "invalid_json"),
-        (POST + b"content-length: 0\r\n\r\n", b"400", "invalid_json"),
-        (POST + b"\r\n", b"400", "invalid_json"),
+        (POST + CLOSE + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"400", "invalid_json"),
+        (POST + CLOSE + b"content-length: 0\r\n\r\n", b"400", "invalid_json"),
+        (POST + CLOSE + b"\r\n", b"400", "invalid_json"),
     ):
         received, _ = exchange(router, raw)
         assert STATUS.findall(received) == [status], raw[:200]
