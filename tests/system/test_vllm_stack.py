@@ -47,6 +47,20 @@ def counted(stack: Stack) -> dict[str, tuple[int, int]]:
     return {row["version"]: (row["prompt_tokens"], row["completion_tokens"]) for row in usage}
 
 
+def speak_other_apis(stack: Stack, client: openai.OpenAI) -> None:
+    """Responses and messages, whole and streamed: their tokens are in the counts that follow."""
+    asked = {"model": "assistant@v1", "input": "Say hello", "max_output_tokens": 6}
+    assert client.responses.create(**asked).usage.output_tokens <= 6
+    *_, last = client.responses.create(**asked, stream=True)
+    assert last.type in {"response.completed", "response.incomplete"}
+    message = {"model": "assistant@v1", "messages": ASK, "max_tokens": 6}
+    with httpx.Client(base_url=stack.url, trust_env=False, timeout=120) as http:
+        assert http.post("/v1/messages", json=message).json()["usage"]["output_tokens"] <= 6
+        streamed = http.post("/v1/messages", json={**message, "stream": True})
+        assert streamed.text.rstrip().endswith('data: {"type":"message_stop"}')
+        assert http.post("/v1/embeddings", json={"model": "assistant@v1", "input": "a"}).status_code == 404
+
+
 def test_two_vllm_versions_behind_one_name(
     yard: Callable[[str], Stack], vllm_python: str, vllm_checkpoints: tuple[Path, Path]
 ) -> None:
@@ -82,6 +96,7 @@ def test_two_vllm_versions_behind_one_name(
         else:
             assert answer.usage.completion_tokens <= 6
     assert set(answered) == {"assistant@v1", "assistant@v2"}
+    speak_other_apis(stack, client)
     after, tokens_after = predicted(stack), counted(stack)
     for version in answered:
         engine = tuple(b - a for a, b in zip(before[version], after[version], strict=True))
