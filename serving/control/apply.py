@@ -23,6 +23,7 @@ from serving.control.plan import Draft, Plan, RunningEngine, plan, rules_differ
 from serving.control.publish import ModelTraits
 from serving.control.resolve import Resolver
 from serving.engines.base import EngineVersion, kind
+from serving.engines.hosted_wire import passage
 from serving.router.split import allocate
 from serving.router.table import Admission, Cache, Limits, Retry, Timeouts, Tracing
 
@@ -209,15 +210,21 @@ def authorization(ref: VersionRef, version: VersionConfig) -> str:
     return f"Bearer {key}"
 
 
+def router_authorization(ref: VersionRef, version: VersionConfig) -> str:
+    """What the router shows an engine: its key; of a hosted one its bridge has the key, and nobody else. Raises
+    NotThereError."""
+    header = authorization(ref, version)
+    return passage(header.removeprefix("Bearer ")) if version.engine == "hosted" else header
+
+
 def traits_of(config: YardConfig) -> dict[str, ModelTraits]:
     """What the table takes from the configuration, per model. Raises NotThereError for a missing key."""
     return {
         name: ModelTraits(
             timeouts=Timeouts(**model.timeouts.model_dump()),
             authorizations={
-                label: authorization(VersionRef(name, label), version)
+                label: router_authorization(VersionRef(name, label), version)
                 for label, version in model.versions.items()
-                if version.engine != "hosted"  # its bridge has the key, and nobody else
             },
             retry=Retry(**model.retry.model_dump()),
             admission=Admission(**model.admission.model_dump()),

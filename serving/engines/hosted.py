@@ -26,7 +26,7 @@ from serving.engines.base import (
     nearest,
 )
 from serving.engines.hosted_child import KEY
-from serving.engines.hosted_wire import CHAT, COMPLETION, EMBEDDING
+from serving.engines.hosted_wire import CHAT, COMPLETION, EMBEDDING, passage
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 BOOT: Final = (
@@ -78,10 +78,12 @@ class Hosted:
         }
         text = json.dumps(options, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         env = {name: os.environ[name] for name in _PROXIES if name in os.environ}
+        headers: dict[str, str] = {}
         if version.authorization:
             env[KEY] = version.authorization.removeprefix("Bearer ")
+            headers["Authorization"] = passage(env[KEY])
         argv = (interpreter(version), "-I", "-c", BOOT, "--port", str(port), "--options", text)
-        return Launch(argv=argv, env=env, cwd=ROOT, port=port)
+        return Launch(argv=argv, env=env, cwd=ROOT, port=port, headers=headers)
 
     def environment(self, version: EngineVersion) -> dict[str, str]:
         python = interpreter(version)

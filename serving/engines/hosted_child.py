@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hmac
 import json
 import os
 import signal
@@ -32,6 +33,8 @@ from serving.engines.hosted_wire import (
     arguments,
     capabilities,
     causes,
+    error_object,
+    passage,
     refusal,
     tidy,
 )
@@ -67,6 +70,7 @@ class Bridge:
         self._web = web
         self._options = options
         self._key = key
+        self._passage = passage(key).encode()
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -102,6 +106,7 @@ class Bridge:
             self._busy += 1
             self._idle.clear()
             try:
+                self._let_in(request)
                 return await self._answer(request, known, call)
             except Refused as error:
                 return self._refuse(error)
@@ -111,6 +116,14 @@ class Bridge:
                     self._idle.set()
 
         return answer
+
+    def _let_in(self, request: Any) -> None:
+        """Raise Refused (401) where the request is not the router's."""
+        said = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(said, self._passage) and self._passage:
+            raise Refused(
+                401, error_object("This bridge answers its router only.", "invalid_request_error", "not_let_in")
+            )
 
     async def _answer(self, request: Any, known: frozenset[str], call: Callable[..., Awaitable[Any]]) -> Any:
         given = arguments(await request.read(), known, self._options, self._key)

@@ -6,6 +6,7 @@ declared capabilities. Never: I/O, importing the project or LiteLLM (the bridge'
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -40,6 +41,13 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
         self.status = status
         self.error = error
         self.retry_after = retry_after
+
+
+def passage(key: str) -> str:
+    """The Authorization header without which a bridge asks its provider nothing: whoever else reaches its port (another
+    user of the machine, a page in a browser) must not spend money. Made of the key, so that a new control plane knows
+    it; the key cannot be had from it. "" where there is no key."""
+    return f"Bearer {hashlib.sha256(b'modelyard bridge' + key.encode()).hexdigest()}" if key else ""
 
 
 class Cut(Exception):  # noqa: N818 - it is what happened

@@ -25,10 +25,11 @@ from registry.manifest import Manifest, canonical
 from serving.engines import hosted
 from serving.engines.base import EngineError, EngineMissingError, EngineVersion, fingerprint, kind, minimal_environment
 from serving.engines.hosted_child import KEY
+from serving.engines.hosted_wire import passage
 from serving.engines.lifecycle import Policy
 from serving.engines.replica import free_port
 from serving.engines.supervisor import Supervisor
-from serving.router.table import Retry
+from serving.router.table import Replica, Retry, Version
 
 SECRET = "sk-only-the-bridge-knows-7f3a"
 WELL: dict[str, Any] = {
@@ -47,6 +48,7 @@ WELL: dict[str, Any] = {
     "error_event_after_events": -1,
     "garbage": False,
 }
+LET_IN = {"authorization": passage(SECRET)}
 CHAT = {"model": "assistant", "messages": [{"role": "user", "content": "one two three"}]}
 
 
@@ -83,7 +85,7 @@ class Bridge:
         self.provider = provider
         self.url = url
         self.log = log
-        self.client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+        self.client = httpx.Client(base_url=url, trust_env=False, timeout=30, headers=LET_IN)
 
     @property
     def port(self) -> int:
@@ -132,7 +134,7 @@ def test_the_key_is_in_the_bridges_environment_and_nowhere_else(monkeypatch: pyt
     assert launch.env == {"HTTPS_PROXY": "http://proxy:3128", KEY: SECRET}
     assert SECRET not in repr((launch, one, one.manifest, canonical(one.manifest)))
     assert SECRET not in "".join((*launch.argv, *launch.files.values()))
-    assert not launch.headers
+    assert SECRET not in str(launch.headers)
     other = replace(one, authorization="Bearer another")
     assert fingerprint(kind("hosted"), one) != fingerprint(kind("hosted"), other), "a new key starts a new bridge"
 
@@ -220,13 +222,23 @@ def test_completions_and_embeddings_too(bridge: Bridge) -> None:
 
 @pytest.mark.hosted
 def test_the_provider_gets_the_key_and_nothing_of_the_clients(bridge: Bridge) -> None:
-    headers = {"authorization": "Bearer of-the-client", "x-api-key": "of-the-client", "cookie": "of-the-client"}
+    headers = {"x-api-key": "of-the-client", "cookie": "of-the-client"}
     tempting = {"api_base": "http://127.0.0.1:9", "api_key": "of-the-client", "extra_headers": {"x": "of-the-client"}}
     bridge.client.post("/v1/chat/completions", json=CHAT | tempting, headers=headers).raise_for_status()
     last = bridge.provider.stats()["requests"][-1]
     assert dict(last["headers"])["authorization"] == f"Bearer {SECRET}"
     assert "of-the-client" not in json.dumps(last)
     assert last["model"] == "gpt-4o-mini"
+
+
+@pytest.mark.hosted
+@pytest.mark.parametrize("said", ["", "Bearer x", f"Bearer {SECRET}", passage("another")])
+def test_whoever_else_reaches_the_port_spends_nothing(bridge: Bridge, said: str) -> None:
+    before = bridge.provider.stats()["seen"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        answer = bridge.client.post(path, json=CHAT, headers={"authorization": said})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not_let_in")
+    assert bridge.provider.stats()["seen"] == before
 
 
 @pytest.mark.hosted
@@ -336,7 +348,8 @@ def test_a_stop_lets_answers_end_and_leaves_nothing(
     texts: list[str] = []
 
     def ask() -> None:
-        texts.append(httpx.post(f"{url}/v1/chat/completions", json=CHAT | {"stream": True}, timeout=20).text)
+        body = CHAT | {"stream": True}
+        texts.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=LET_IN, timeout=20).text)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -404,10 +417,15 @@ def router(tmp_path: Path) -> Iterator[RouterProcess]:
         yield process
 
 
+def cloud(bridge: Bridge) -> Version:
+    replica = Replica(id="assistant@cloud/0", host="127.0.0.1", port=bridge.port, authorization=passage(SECRET))
+    return Version(label="cloud", replicas=(replica,))
+
+
 @pytest.mark.hosted
 def test_a_dead_engine_falls_back_to_the_hosted_one(router: RouterProcess, bridge: Bridge) -> None:
     dead = free_port()
-    versions = [arm("v1", [dead]), arm("cloud", [bridge.port])]
+    versions = [arm("v1", [dead]), cloud(bridge)]
     router.publish(model(versions, {"v1": 10_000}, fallback=("cloud",), retry=Retry(backoff_s=0.01)))
     for stream in (False, True):
         answer = router.chat(stream=stream)
@@ -419,15 +437,22 @@ def test_a_dead_engine_falls_back_to_the_hosted_one(router: RouterProcess, bridg
 
 
 @pytest.mark.hosted
-def test_the_router_acts_on_what_the_provider_said(router: RouterProcess, bridge: Bridge) -> None:
-    """A filter's refusal goes through, a long context goes to the larger version, a short Retry-After is waited for."""
-    bridge.provider.behave(status=400, error_code="content_filter", error_type="content_filter")
-    hosted_arm, spare = arm("cloud", [bridge.port]), arm("spare", [bridge.provider.port])
+def test_the_router_acts_on_what_the_provider_said(
+    router: RouterProcess, bridge: Bridge, fake_engine: Callable[..., FakeEngine]
+) -> None:
+    """A filter's refusal goes through, a long request goes to the larger version, a short Retry-After is waited for."""
+    spare = fake_engine()
+    versions = [cloud(bridge), arm("spare", [spare.port])]
     options: dict[str, Any] = {"fallback": ("spare",), "larger_context": ("spare",), "retry": Retry(backoff_s=0.01)}
-    router.publish(model([hosted_arm, spare], {"cloud": 10_000}, **options))
+    router.publish(model(versions, {"cloud": 10_000}, **options))
+    bridge.provider.behave(status=400, error_code="content_filter", error_type="content_filter")
     filtered = router.chat()
     assert (filtered.status_code, filtered.headers["x-modelyard-attempts"]) == (400, "1")
     assert filtered.json()["error"]["code"] == "content_filter"
+    assert spare.stats()["seen"] == 0
+    bridge.provider.behave(**WELL | {"context_tokens": 2})
+    assert router.chat().headers["x-modelyard-version"] == "assistant@spare"
+    spare.kill()
     bridge.provider.behave(**WELL | {"status": 429, "status_times": 1, "retry_after_s": 1})
     began = time.monotonic()
     waited = router.chat()
