@@ -25,6 +25,7 @@ COMPILED: Final = (
     "continuation",
     "counters",
     "deadlines",
+    "degraded",
     "entrance",
     "exchange",
     "forward",
@@ -43,6 +44,7 @@ COMPILED: Final = (
 )
 """Modules of `serving.router` that run for every request or event, but for those whose classes msgspec decodes into: it
 reads their annotations, which mypyc does not keep."""
+SWITCH: Final = "MODELYARD_NATIVE"
 _READ: Final = ("registry/models.py", "registry/manifest.py", "registry/usage.py", "serving/errors.py")
 """What they take constants from, beside the modules of their own package."""
 
@@ -58,7 +60,7 @@ def digest() -> str:
 def folder() -> Path | None:
     """Where the compiled modules of these very sources lie; None where they run as Python."""
     root = ROOT / ".native"
-    if os.environ.get("MODELYARD_NATIVE") == "0" or not root.is_dir():
+    if os.environ.get(SWITCH) == "0" or not root.is_dir():
         return None
     found = root / digest() / "serving" / "router"
     return found if found.is_dir() else None

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from registry.terminal import NotThereError
+from serving import native
 from serving.control.links import WorkerLink
 from serving.processes import recognised, since_boot_s
 
@@ -178,6 +179,7 @@ def last_line(path: Path) -> str:
 def environment() -> dict[str, str]:
     """What a worker may know of ours: where Python and its modules are, nothing secret."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+    kept = (*kept, native.SWITCH)
     ours = {name: os.environ[name] for name in kept if name in os.environ}
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, ours.get("PYTHONPATH", "").split(os.pathsep))]
