@@ -51,7 +51,7 @@ _READ: Final = ("registry/models.py", "registry/manifest.py", "registry/usage.py
 
 def digest() -> str:
     """Changes with every source that goes into the compiled modules, and with the interpreter."""
-    found = hashlib.sha256(sys.version.encode())
+    found = hashlib.sha256(repr((sys.version, COMPILED)).encode())
     for path in [*sorted((ROOT / "serving" / "router").glob("*.py")), *(ROOT / name for name in _READ)]:
         found.update(path.name.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:32]
