@@ -65,6 +65,12 @@ def nanoseconds(seconds: float) -> int:
     return whole * NS + round((seconds - whole) * NS)  # a product would lose the last 128 ns of today's dates
 
 
+def _all_nanoseconds(times: Iterable[float]) -> list[int]:
+    """As `nanoseconds`, of many."""
+    floor = math.floor
+    return [(whole := floor(at)) * NS + round((at - whole) * NS) for at in times]
+
+
 def sweep(intervals: Iterable[Interval], start: float, stop: float) -> Shares:
     """The shares of one device's `intervals` within [start, stop), Unix seconds.
 
@@ -94,23 +100,23 @@ def advance(pending: Sequence[Interval], cursor: float, watermark: float) -> Set
         return Settlement({}, tuple(pending), 0)
     spans: defaultdict[str, list[tuple[int, int, Key]]] = defaultdict(list)
     late_ns = 0
-    for interval in pending:
-        start, stop = nanoseconds(interval.start), nanoseconds(interval.stop)
-        late_ns += max(0, min(stop, low) - start)
-        if max(start, low) < min(stop, high):
-            spans[interval.device].append((max(start, low), min(stop, high), (interval.version, interval.outcome)))
+    starts = _all_nanoseconds([interval.start for interval in pending])
+    stops = _all_nanoseconds([interval.stop for interval in pending])
+    remaining: list[Interval] = []
+    for interval, start, stop in zip(pending, starts, stops, strict=True):
+        late_ns += max(0, min(stop, low) - start) if start < low else 0
+        if stop > high:
+            remaining.append(interval if start >= high else interval._replace(start=max(interval.start, watermark)))
+        begin, end = (low if start < low else start), (high if stop > high else stop)
+        if begin < end:
+            spans[interval.device].append((begin, end, (interval.version, interval.outcome)))
     shares = {
         (hour, device): settled
         for device, cut in spans.items()
         for hour in _hours(cut)
         if (settled := _sweep(cut, hour * NS, (hour + HOUR_S) * NS)).busy_ns
     }
-    remaining = tuple(
-        interval._replace(start=max(interval.start, watermark))
-        for interval in pending
-        if nanoseconds(interval.stop) > high
-    )
-    return Settlement(shares, remaining, late_ns)
+    return Settlement(shares, tuple(remaining), late_ns)
 
 
 def cost_rows(shares: Mapping[tuple[int, str], Shares]) -> list[CostSeconds]:
@@ -172,12 +178,14 @@ def _sweep(spans: Iterable[tuple[int, int, Key]], low: int, high: int) -> Shares
     total = 0
     now = low
     for at, change, key in edges:
-        if total and at > now:
-            busy_ns += at - now
-            for owner, count in active.items():
-                if count:
-                    at_level[owner][total] += (at - now) * count
-        now = at
+        if at > now:
+            if total:
+                stretch = at - now
+                busy_ns += stretch
+                for owner, count in active.items():
+                    if count:
+                        at_level[owner][total] += stretch * count
+            now = at
         active[key] += change
         total += change
     share = {
