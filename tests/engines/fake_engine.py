@@ -286,6 +286,9 @@ class Connection(asyncio.Protocol):
             await self.answer(200, {"object": "list", "data": data})
         elif path == "/fake/stats":
             await self.answer(200, state.stats())
+        elif path == "/fake/last":
+            last = [asdict(request) for request in list(state.requests)[-2:]]
+            await self.answer(200, {"seen": state.seen, "lines": list(state.lines)[-2:], "requests": last})
         elif path == "/fake/behave" and method == "POST":
             state.statuses_given = 0
             for name, value in json.loads(body).items():

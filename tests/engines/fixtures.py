@@ -43,6 +43,11 @@ class FakeEngine:
         answer: dict[str, Any] = httpx.get(f"{self.url}/fake/stats", trust_env=False).json()
         return answer
 
+    def last(self) -> dict[str, Any]:
+        """How many requests it has seen, and its last two: cheap where there were many (`/fake/last`)."""
+        answer: dict[str, Any] = httpx.get(f"{self.url}/fake/last", trust_env=False).json()
+        return answer
+
     def behave(self, **behaviour: object) -> None:
         """Change its behaviour from the next request on; the names are those of the flags, with underscores."""
         httpx.post(f"{self.url}/fake/behave", json=behaviour, trust_env=False).raise_for_status()
