@@ -178,9 +178,9 @@ def last_line(path: Path) -> str:
 
 def environment() -> dict[str, str]:
     """What a worker may know of ours: where Python and its modules are, nothing secret."""
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-    kept = (*kept, native.SWITCH)
-    ours = {name: os.environ[name] for name in kept if name in os.environ}
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+    python = ( "PYTHONPATH", "PYTHONHOME", native.SWITCH)
+    ours = {name: os.environ[name] for name in (*kept, *python) if name in os.environ}
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, ours.get("PYTHONPATH", "").split(os.pathsep))]
     return ours | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
