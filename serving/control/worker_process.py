@@ -179,7 +179,7 @@ def last_line(path: Path) -> str:
 def environment() -> dict[str, str]:
     """What a worker may know of ours: where Python and its modules are, nothing secret."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-    python = ( "PYTHONPATH", "PYTHONHOME", native.SWITCH)
+    python = ("PYTHONPATH", "PYTHONHOME", native.SWITCH)
     ours = {name: os.environ[name] for name in (*kept, *python) if name in os.environ}
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, ours.get("PYTHONPATH", "").split(os.pathsep))]
