@@ -45,7 +45,9 @@ def register(
     engine_arg: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An engine argument; repeat for more.")
     ] = None,
-    url: Annotated[str, typer.Option(metavar="URL", help="Base URL of an engine that the configuration declares.")] = "",
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="Base URL of an engine that the configuration declares.")
+    ] = "",
     litellm_model: Annotated[str, typer.Option(metavar="NAME", help="Of a hosted engine: PROVIDER/MODEL.")] = "",
     python: Annotated[str, typer.Option(metavar="PATH", help="The interpreter that has vLLM.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, e.g. Apache-2.0.")] = "",

@@ -4,8 +4,8 @@ Owns: finding the key that a request carries, and what it may do. Never: I/O, cl
 (admission has those).
 
 A key is found by its SHA-256 in a dict and confirmed by a comparison that takes the same time wherever it fails; what
-a dict lookup gives away by its time is about digests, from which no key can be computed. That costs a request 1 to 2 µs;
-without keys it costs the look at an attribute.
+a dict lookup gives away by its time is about digests, from which no key can be computed. That costs a request 1 to
+2 µs; without keys it costs the look at an attribute.
 """
 
 from __future__ import annotations

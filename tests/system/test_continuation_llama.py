@@ -25,8 +25,8 @@ from router_harness import RouterProcess, model, running_router, version
 pytestmark = [pytest.mark.engine, pytest.mark.system]
 
 PROMPTS = ("Count from 1 to 40, separated by commas.", "Write a short story about a river and list three animals.")
-"""Answers without near ties: what a replica computes of the partial text in one batch differs in its last bits from what
-it computes token by token, and a tie may fall the other way (how often: benchmarks/continuation.py)."""
+"""Answers without near ties: what a replica computes of the partial text in one batch differs in its last bits from
+what it computes token by token, and a tie may fall the other way (how often: benchmarks/continuation.py)."""
 TOKENS = 80
 STEP = 10
 
