@@ -404,11 +404,6 @@ class Yard:
         models = self.parts.config.models.values()
         return any(version.url == url for model in models for version in model.versions.values())
 
-    def _declares_url(self, url: str) -> bool:
-        """Whether the configuration in force names an engine at this URL."""
-        models = self.parts.config.models.values()
-        return any(version.url == url for model in models for version in model.versions.values())
-
     def _device_of(self, replica: str) -> str | None:
         """The device whose time a replica's requests took; None for an engine that somebody else runs."""
         if replica.rpartition("/")[0] in self._external:

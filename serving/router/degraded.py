@@ -7,48 +7,77 @@ has a cache nothing here runs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
+from registry.usage import RequestRecord
 from serving.router.answer import Answer
 from serving.router.cache import AnswerCache, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from registry.usage import RequestRecord
     from serving.router.http1 import Client, Request
     from serving.router.snapshot import ModelState, VersionState
 
 
+COPY_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A larger answer is not kept."""
+
+
 class CopiedAnswer(Answer):
-    """An answer that is remembered as it was given, up to the cache's size."""
+    """An answer that is remembered as it was given."""
 
-    __slots__ = ("_cache", "_content_type", "_copied", "_copied_bytes")
+    __slots__ = ("_content_type", "_copied", "_copied_bytes")
 
-    def __init__(self, *positional: Any, cache: AnswerCache, **named: Any) -> None:
-        self._cache = cache
+    def __init__(
+        self,
+        client: Client,
+        request: Request,
+        record: RequestRecord,
+        version: VersionState,
+        *,
+        started: float,
+        hide_usage: bool,
+        headers: list[tuple[bytes, bytes]],
+        limits: bytes = b"",
+        continuable: bool = False,
+        holds: bool = False,
+    ) -> None:
+        super().__init__(
+            client,
+            request,
+            record,
+            version,
+            started=started,
+            hide_usage=hide_usage,
+            headers=headers,
+            limits=limits,
+            continuable=continuable,
+            holds=holds,
+        )
         self._copied: list[bytes] | None = []
         self._copied_bytes = 0
-        headers = dict(named["headers"])
-        self._content_type = headers.get(b"content-type", b"application/json")
-        if b"content-encoding" in headers:
-            self._copied = None  # not every client could read it
-        super().__init__(*positional, **named)
+        self._content_type = b"application/json"
+        for name, value in headers:
+            if name == b"content-type":
+                self._content_type = value
+            elif name == b"content-encoding":
+                self._copied = None  # not every client could read it
 
     def _forward(self, data: bytes) -> None:
         if self._copied is not None:
             self._copied_bytes += len(data)
-            if self._copied_bytes <= self._cache.bytes_max:
+            if self._copied_bytes <= COPY_BYTES_MAX:
                 self._copied.append(data)
             else:
                 self._copied = None
         super()._forward(data)
 
-    def keep(self, key: bytes, now: float) -> None:
+    def keep(self, cache: AnswerCache, key: bytes, now: float) -> None:
         """The answer is complete: keep it, if it is one that may be given again."""
         if self._copied is not None and self._record.status == 200:
             body, self._copied = b"".join(self._copied), None
-            self._cache.put(key, Kept(self._content_type, body, self._record.version, now))
+            cache.put(key, Kept(self._content_type, body, self._record.version, now))
 
 
 def caches_of(models: Mapping[str, ModelState], known: Mapping[str, AnswerCache]) -> dict[str, AnswerCache]:

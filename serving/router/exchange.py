@@ -9,7 +9,7 @@ itself, waiting.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from registry.usage import Outcome, RequestRecord
 from serving.errors import ApiError
@@ -174,7 +174,7 @@ class Exchange:
             return
         record = self.record
         record.status = status
-        self._answer = (Answer if self._cache_key is None else self._copied)(
+        self._answer = (Answer if self._cache_key is None else degraded.CopiedAnswer)(
             self.client,
             self.request,
             record,
@@ -186,11 +186,6 @@ class Exchange:
             continuable=bool(self._version.continuers) and self._may_be_continued,
             holds=status == BAD_REQUEST and bool(self._target.model.larger_context) and self._refused is None,
         )
-
-    def _copied(self, *positional: Any, **named: Any) -> Answer:
-        """An answer of which a copy is kept."""
-        assert self._target.model.cache is not None
-        return degraded.CopiedAnswer(*positional, cache=self._target.model.cache, **named)
 
     def _refuses(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
         """An engine's own error, before any content. Returns whether that was the end of its answer."""
@@ -502,8 +497,9 @@ class Exchange:
         """The client has had the engine's whole answer: the replica is well."""
         if self._hold.backend is not None:
             self._hold.backend.breaker.succeeded()
-        if self._cache_key is not None and isinstance(self._answer, degraded.CopiedAnswer):
-            self._answer.keep(self._cache_key, self._router.now())
+        kept = self._target.model.cache if self._cache_key is not None else None
+        if kept is not None and self._cache_key is not None and isinstance(self._answer, degraded.CopiedAnswer):
+            self._answer.keep(kept, self._cache_key, self._router.now())
         self._finish("completed")
 
     def _attempts_header(self) -> bytes:
