@@ -80,7 +80,8 @@ def _model_place(body: bytes, seen: Peek) -> tuple[int, int]:
 
     Clients put it first or behind the messages. A quote inside a JSON string is escaped, so `"model":` is a key; it is
     the object's own where what stands before it, or what stands behind its value, is one whole object once its brace is
-    put back.
+    put back. A second such key with the same value stays as it is: engines go by the last, and that one says no more
+    than the public name.
     """
     if isinstance(seen, Form):
         return seen.model_from, seen.model_to

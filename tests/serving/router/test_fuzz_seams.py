@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -300,9 +301,15 @@ nearly = st.lists(fields, max_size=5, unique_by=lambda field: field[:5]).map(
 )
 
 
+def models_in(body: bytes) -> int:
+    """How many keys of the object are `model`, however they are written."""
+    return sum(key == "model" for key, _ in json.loads(body.decode(errors="replace"), object_pairs_hook=list))
+
+
 @FUZZ
 @given(body=st.one_of(st.binary(max_size=100), objects, nearly, nearly, objects.map(lambda b: b[:-1])))
 @example(body=b'{"model":"\\ud800"}')
+@example(body=b'{"model":"assistant","mod\\u0065l":"assistant"}')
 @example(body=b'{"a":' * 50_000)
 @example(body=b'{"model":"' + b"m" * 100_000)
 def test_a_body_is_understood_or_refused_and_nothing_else(body: bytes) -> None:
@@ -315,7 +322,8 @@ def test_a_body_is_understood_or_refused_and_nothing_else(body: bytes) -> None:
             if out != body:  # else an engine will find that it is no JSON
                 again = openai_wire.peek(out)
                 assert again.wants_usage
-                assert again.model == (name or seen.model)
+                # A second key that says the same may stay: it leads an engine nowhere but to the public name.
+                assert again.model == (name or seen.model) or (models_in(body) > 1 and again.model == seen.model)
             else:
                 with pytest.raises((msgspec.MsgspecError, UnicodeError, RecursionError)):
                     msgspec.json.decode(body)
