@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from document import write
-from peers import ENGINE_PORTS, MODELYARD, PEERS, nginx
+from peers import ENGINE_PORTS, MODELYARD, PEERS, nginx, ours
 from processes import ROOT, cpu_s, process_tree, router_workers, running
 from router import serving
 
@@ -99,22 +99,22 @@ def engines(folder: Path) -> Iterator[None]:
 def compare(seconds: float) -> dict[tuple[str, str], dict[str, float]]:
     """(kind, size) -> router -> microseconds."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    ours = next(peer for peer in PEERS if peer.name == MODELYARD)
     theirs = replace(next(peer for peer in PEERS if peer.name == "nginx"), command=nginx_in_memory)
-    for number, peer in enumerate((theirs, ours)):
+    for number, peer in enumerate((theirs, ours())):
         if peer.program() is None:
             raise SystemExit(f"{peer.name} is not there: {peer.install}")
         with tempfile.TemporaryDirectory() as name:
             folder, port = Path(name), PORT + 10 * number
             with engines(folder), serving(peer, port, folder) as (pid, headers):
-                pids = router_workers(pid) if peer.name == MODELYARD else process_tree(pid)
+                pids = router_workers(pid) if peer.is_ours else process_tree(pid)
+                name = MODELYARD if peer.is_ours else peer.name
                 for kind, text in TEXTS.items():
                     for size, count in SIZES.items():
                         for stream in (False, True):
                             content = body(count, text, stream=stream)
                             row = found.setdefault((f"{kind}, stream" if stream else kind, size), {})
                             end = b"0\r\n\r\n" if stream else b"}"
-                            row[peer.name] = measure(Client(port, headers), pids, content, end, seconds)
+                            row[name] = measure(Client(port, headers), pids, content, end, seconds)
     return found
 
 
@@ -123,14 +123,14 @@ def table(found: Mapping[tuple[str, str], Mapping[str, float]]) -> str:
     cores = os.cpu_count()
     lines = [
         f"`python {NAME}` on {platform.machine()}, {cores} cores, Python {platform.python_version()}: "
-        "µs of CPU a request, with one key, its limits, split and accounting on.",
+        f"µs of CPU a request of {ours().name}, with one key, its limits, split and accounting on.",
         "",
         "| body | size | nginx | modelyard, its worker | ratio |",
         "|---|---|---:|---:|---:|",
     ]
     for (kind, size), row in found.items():
-        theirs, ours = row["nginx"], row[MODELYARD]
-        lines.append(f"| {kind} | {size} | {theirs:.0f} | {ours:.0f} | {ours / theirs:.1f}× |")
+        nginx_us, own_us = row["nginx"], row[MODELYARD]
+        lines.append(f"| {kind} | {size} | {nginx_us:.0f} | {own_us:.0f} | {own_us / nginx_us:.1f}× |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from serving import native  # noqa: E402 - the path comes first
+
 CACHE = ROOT / ".cache" / "bench"
 ENGINE_PORTS = (9101, 9102)
 ENGINES = tuple(f"http://127.0.0.1:{port}" for port in ENGINE_PORTS)
@@ -23,6 +27,8 @@ WEIGHTS = (95, 5)
 ANY_KEY = "sk-benchmark"
 """What peers are asked with; LiteLLM is told to expect it, the others ask for none."""
 MODELYARD = "modelyard"
+COMPILED = f"{MODELYARD}, compiled"
+"""The same, its hot path compiled: `make native`."""
 
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -81,6 +87,10 @@ class Peer:
     headers: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(MODELYARD)
+
 
 def in_cache(*parts: str) -> str | None:
     path = CACHE.joinpath(*parts)
@@ -91,6 +101,12 @@ def modelyard(port: int, folder: Path) -> list[str]:
     config = folder / "yard.yaml"
     config.write_text(YARD.format(port=port, admin_port=port + 1, a=ENGINES[0], b=ENGINES[1]))
     return [*modelyard_program(), "up", str(config), "--state-dir", str(folder / "state")]
+
+
+def compiled() -> str | None:
+    """Where the compiled modules of this repository's sources are."""
+    found = native.folder()
+    return str(found) if found else None
 
 
 def modelyard_program() -> list[str]:
@@ -175,7 +191,8 @@ PEERS = (
         "--setup",
         settle_s=4.0,
     ),
-    Peer(MODELYARD, modelyard, lambda: sys.executable, settle_s=3.0),
+    Peer(MODELYARD, modelyard, lambda: sys.executable, settle_s=3.0, env={native.SWITCH: "0"}),
+    Peer(COMPILED, modelyard, compiled, "make native", settle_s=3.0),
     Peer(
         "Portkey gateway",
         portkey,
@@ -197,6 +214,13 @@ PEERS = (
         env={"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": ANY_KEY},
     ),
 )
+
+
+def ours() -> Peer:
+    """This repository's router at its best: compiled where it is."""
+    wanted = COMPILED if compiled() else MODELYARD
+    return next(peer for peer in PEERS if peer.name == wanted)
+
 
 PACKAGES = {"vllm-router": "vllm-router==0.1.17", "sglang-router": "sglang-router==0.3.2"}
 PACKAGES["litellm"] = "litellm[proxy]==1.105.0"  # a later one wants a certifi that not every registry has

@@ -37,7 +37,7 @@ from pathlib import Path
 from chart import Panel, bars
 from document import write
 from load import EVENTS, Loaded, script, wrk
-from peers import ANY_KEY, ENGINE_PORTS, MODELYARD, PEERS, Peer, modelyard_key, setup
+from peers import ANY_KEY, ENGINE_PORTS, MODELYARD, PEERS, Peer, modelyard_key, ours, setup
 from processes import ROOT, cpu_s, process_tree, resident_mb, router_workers, running
 
 NAME = "benchmarks/router.py"
@@ -98,7 +98,7 @@ def serving(peer: Peer, port: int, folder: Path) -> Iterator[tuple[int, Mapping[
         process = stack.enter_context(running(peer.command(port, folder), 0, port, folder / "log", peer.env))
         time.sleep(peer.settle_s)
         key = ANY_KEY
-        if peer.name == MODELYARD:
+        if peer.is_ours:
             key = modelyard_key(folder)
             stack.enter_context(scraped(f"http://127.0.0.1:{port + 1}/metrics"))
         headers = {"Authorization": f"Bearer {key}", **peer.headers}
@@ -130,8 +130,8 @@ def measure(peer: Peer, port: int, folder: Path, seconds: float) -> list[Result]
         whole = script(folder, stream=False, headers=headers)
         stream = script(folder, stream=True, headers=headers)
         groups = {peer.name: process_tree(pid)}
-        if peer.name == MODELYARD:
-            groups[f"{MODELYARD}, its worker alone"] = router_workers(pid)
+        if peer.is_ours:
+            groups[f"{peer.name}, its worker alone"] = router_workers(pid)
         wrk(port, whole, 8, 1 if peer.is_slow else 2)
         requests, request_us = _spent(groups, port, whole, whole_connections, seconds)
         alone = wrk(port, whole, 1, 3)
@@ -231,7 +231,7 @@ def draw(results: Sequence[Result], conditions: str) -> str:
 
 def soak(requests: int, port: int, folder: Path) -> str:
     """A sentence on the worker's memory after so many requests, measured ten times on the way."""
-    peer = next(one for one in PEERS if one.name == MODELYARD)
+    peer = ours()
     with serving(peer, port, folder) as (pid, headers):
         path = script(folder, stream=False, headers=headers)
         workers = router_workers(pid)
@@ -274,7 +274,7 @@ def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Result], fl
             try:
                 rounds[-1] += measure(peer, 9200 + 10 * index, own, seconds)
             except SystemExit as failure:
-                if peer.name == MODELYARD:
+                if peer.is_ours:
                     raise
                 sys.stderr.write(f"{peer.name}: left out: {failure}\n")
     return best(rounds), direct.p50_us

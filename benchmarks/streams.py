@@ -27,7 +27,7 @@ from typing import cast
 
 import uvloop
 from document import write
-from peers import ENGINE_PORTS, MODELYARD, PEERS
+from peers import ENGINE_PORTS, ours
 from processes import ROOT, cpu_s, resident_mb, router_workers, running
 from router import serving
 
@@ -213,8 +213,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[str, bool]:
             stack.enter_context(running(command, 1, port, folder / f"engine-{port}.log"))
         shape = (options.streams, options.events, options.gap_s)
         direct = uvloop.run(flow(ENGINE_PORTS[0], request_for("m", {}), *shape))
-        peer = next(one for one in PEERS if one.name == MODELYARD)
-        pid, headers = stack.enter_context(serving(peer, PORT, folder))
+        pid, headers = stack.enter_context(serving(ours(), PORT, folder))
         if direct.example:
             raise SystemExit(f"the engine itself gave a stream that was not whole: {direct.example}")
         workers = router_workers(pid)
@@ -227,7 +226,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[str, bool]:
         (
             f"`python {NAME}` on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}: "
             f"{options.streams:,} streams at once of {options.events} events, {options.gap_s * 1e3:.0f} ms apart, "
-            "on one worker.",
+            f"on one worker of {ours().name}.",
             "",
             HEAD,
             rows("the engine, asked directly", direct),
