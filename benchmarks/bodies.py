@@ -107,14 +107,14 @@ def compare(seconds: float) -> dict[tuple[str, str], dict[str, float]]:
             folder, port = Path(name), PORT + 10 * number
             with engines(folder), serving(peer, port, folder) as (pid, headers):
                 pids = router_workers(pid) if peer.is_ours else process_tree(pid)
-                name = MODELYARD if peer.is_ours else peer.name
+                who = MODELYARD if peer.is_ours else peer.name
                 for kind, text in TEXTS.items():
                     for size, count in SIZES.items():
                         for stream in (False, True):
                             content = body(count, text, stream=stream)
                             row = found.setdefault((f"{kind}, stream" if stream else kind, size), {})
                             end = b"0\r\n\r\n" if stream else b"}"
-                            row[name] = measure(Client(port, headers), pids, content, end, seconds)
+                            row[who] = measure(Client(port, headers), pids, content, end, seconds)
     return found
 
 
