@@ -50,6 +50,7 @@ COUNTER_HELP: Mapping[str, str] = {
     "modelyard_completion_tokens_total": "Completion tokens; source=counted are partial answers counted in passing.",
     "modelyard_upstream_attempts_total": "Attempts at engines; more than requests where the router tried again.",
     "modelyard_fallbacks_total": "Requests answered by another version than the one that the split assigned.",
+    "modelyard_continuations_total": "Times that a cut stream went on from another replica.",
     "modelyard_degraded_answers_total": "Requests that got a kept answer because no engine could give one.",
     "modelyard_phase_seconds_total": "Seconds of streams in prefill (hand-over to first token) and decode (after it).",
     "modelyard_phase_tokens_total": "Tokens that belong to modelyard_phase_seconds_total.",

@@ -76,6 +76,7 @@ CACHED_TOKENS: Final = "modelyard_prompt_cached_tokens_total"
 COMPLETION_TOKENS: Final = "modelyard_completion_tokens_total"
 ATTEMPTS: Final = "modelyard_upstream_attempts_total"
 FALLBACKS: Final = "modelyard_fallbacks_total"
+CONTINUATIONS: Final = "modelyard_continuations_total"
 DEGRADED: Final = "modelyard_degraded_answers_total"
 PHASE_SECONDS: Final = "modelyard_phase_seconds_total"
 PHASE_TOKENS: Final = "modelyard_phase_tokens_total"
@@ -101,6 +102,7 @@ COUNTER_LABELS: Final[Mapping[str, tuple[str, ...]]] = {
     COMPLETION_TOKENS: ("model", "version", "source"),
     ATTEMPTS: ("model", "version"),
     FALLBACKS: ("model", "version"),
+    CONTINUATIONS: ("model", "version"),
     DEGRADED: ("model", "version"),
     PHASE_SECONDS: ("model", "version", "phase"),
     PHASE_TOKENS: ("model", "version", "phase"),
@@ -175,6 +177,7 @@ _alike: Final[Callable[[RequestRecord], tuple[object, ...]]] = attrgetter(
 """Records that agree in these count into the same series: a batch is one pass in C per figure, not one per record."""
 _shadow_of = attrgetter("shadow_of")
 _attempts = attrgetter("attempts")
+_continuations = attrgetter("continuations")
 _prompt = attrgetter("prompt_tokens")
 _completion = attrgetter("completion_tokens")
 _cached = attrgetter("cached_tokens")
@@ -259,6 +262,8 @@ def _count(group: Sequence[RequestRecord], counters: defaultdict[CounterKey, flo
     counters[CounterKey(REQUESTS, (*owner, endpoint_label(like.endpoint), outcome_class(like)))] += len(group)
     if attempts := sum(map(_attempts, group)):
         counters[CounterKey(ATTEMPTS, owner)] += attempts
+    if continuations := sum(map(_continuations, group)):
+        counters[CounterKey(CONTINUATIONS, owner)] += continuations
     if like.assigned and like.version and like.assigned != like.version:
         counters[CounterKey(FALLBACKS, owner)] += len(group)
     if like.source == "cache":

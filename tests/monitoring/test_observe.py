@@ -73,6 +73,11 @@ def test_a_degraded_answer_is_counted_and_timed_as_no_engines() -> None:
     assert sum(times.counts) == 1
 
 
+def test_streams_that_went_on_elsewhere_are_counted() -> None:
+    counters, _ = observe([record(continuations=2), record(continuations=1), record()])
+    assert counters[CounterKey(names.CONTINUATIONS, ("assistant", "v1"))] == 3
+
+
 @given(records)
 def test_every_record_is_one_request_and_labels_are_bounded(found: list[RequestRecord]) -> None:
     counters, histograms = observe(found)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 from engines.fixtures import FakeEngine
-from load import Load
 from stack import QUICKSTART, Stack, external, until
+from steady_load import Load
 
 pytestmark = pytest.mark.system
 Start = Callable[..., FakeEngine]

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from load import Load
 from prometheus_fixture import dashboard_queries, rule_expressions, run_prometheus, selectors
 from stack import QUICKSTART, Stack, until
+from steady_load import Load
 
 pytestmark = [pytest.mark.system, pytest.mark.engine]
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]

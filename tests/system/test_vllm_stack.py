@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
-from stack import Stack
+from stack import Stack, until
 
 pytestmark = [pytest.mark.system, pytest.mark.vllm, pytest.mark.timeout(600)]
 ARGUMENTS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 4, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
@@ -61,6 +62,32 @@ def speak_other_apis(stack: Stack, client: openai.OpenAI) -> None:
         assert http.post("/v1/embeddings", json={"model": "assistant@v1", "input": "a"}).status_code == 404
 
 
+def a_cut_stream_goes_on(stack: Stack, client: openai.OpenAI) -> None:
+    """The engine is killed after a few tokens; the other version, declared equivalent, says the rest."""
+    asked = {"model": "assistant", "messages": ASK, "max_tokens": 24, "temperature": 0, "extra_body": {"ignore_eos": 1}}
+    asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    (whole,) = [chunk.usage for chunk in client.chat.completions.create(**asked) if chunk.usage]
+    assert whole.completion_tokens == 24
+    text, ids, usages = "", set(), []
+    raw = client.chat.completions.with_raw_response.create(**asked)
+    for count, chunk in enumerate(raw.parse()):
+        ids.add(chunk.id)
+        usages += [chunk.usage] if chunk.usage else []
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+        if count == 6:
+            replica = f"{raw.headers['x-modelyard-version']}/0"
+            (engine,) = [one for one in stack.admin("/status")["engines"] if one["id"] == replica]
+            processes = [psutil.Process(engine["pid"]), *psutil.Process(engine["pid"]).children(recursive=True)]
+            for process in processes:
+                process.kill()
+    assert len(ids) == 1
+    assert text
+    assert [(one.prompt_tokens, one.completion_tokens) for one in usages] == [(whole.prompt_tokens, 24)]
+    counted_once = r'^modelyard_continuations_total\{model="assistant",version="v[12]"\} 1'
+    url = f"{stack.admin_url}/metrics"
+    until(lambda: re.search(counted_once, httpx.get(url, timeout=30).text, re.MULTILINE), what="the count of the cut")
+
+
 def test_two_vllm_versions_behind_one_name(
     yard: Callable[[str], Stack], vllm_python: str, vllm_checkpoints: tuple[Path, Path]
 ) -> None:
@@ -69,6 +96,7 @@ def test_two_vllm_versions_behind_one_name(
         for label, folder in zip(("v1", "v2"), vllm_checkpoints, strict=True)
     }
     model = {"versions": versions, "route": {"v1": 5000, "v2": 5000}, "fallback": ["v1"]}
+    model["equivalent"] = [["v1", "v2"]]
     stack = yard(f"models: {json.dumps({'assistant': model})}").up(timeout_s=400)
     client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0, timeout=120)
     before = settled(stack)
@@ -102,6 +130,7 @@ def test_two_vllm_versions_behind_one_name(
         engine = tuple(b - a for a, b in zip(before[version], after[version], strict=True))
         ours = tuple(b - a for a, b in zip(tokens_before.get(version, (0, 0)), tokens_after[version], strict=True))
         assert ours == engine
+    a_cut_stream_goes_on(stack, client)
     client.close()
     assert stack.stop() == 0
     assert not stack.processes()

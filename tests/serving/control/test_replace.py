@@ -17,7 +17,7 @@ import psutil
 import pytest
 from certificates import make
 from engines.fixtures import FakeEngine
-from load import Load
+from steady_load import Load
 from yard_harness import RunningYard, until
 
 from registry.certificates import trusting
