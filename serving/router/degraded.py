@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from registry.usage import RequestRecord
 from serving.router.answer import Answer
 from serving.router.cache import AnswerCache, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from registry.usage import RequestRecord
     from serving.router.http1 import Client, Request
     from serving.router.snapshot import ModelState, VersionState
 
@@ -29,32 +29,8 @@ class CopiedAnswer(Answer):
 
     __slots__ = ("_content_type", "_copied", "_copied_bytes")
 
-    def __init__(
-        self,
-        client: Client,
-        request: Request,
-        record: RequestRecord,
-        version: VersionState,
-        *,
-        started: float,
-        hide_usage: bool,
-        headers: list[tuple[bytes, bytes]],
-        limits: bytes = b"",
-        continuable: bool = False,
-        holds: bool = False,
-    ) -> None:
-        super().__init__(
-            client,
-            request,
-            record,
-            version,
-            started=started,
-            hide_usage=hide_usage,
-            headers=headers,
-            limits=limits,
-            continuable=continuable,
-            holds=holds,
-        )
+    def remember(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Begin the copy, once the answer's head is known and before any of its body is."""
         self._copied: list[bytes] | None = []
         self._copied_bytes = 0
         self._content_type = b"application/json"

@@ -186,6 +186,8 @@ class Exchange:
             continuable=bool(self._version.continuers) and self._may_be_continued,
             holds=status == BAD_REQUEST and bool(self._target.model.larger_context) and self._refused is None,
         )
+        if isinstance(self._answer, degraded.CopiedAnswer):
+            self._answer.remember(headers)
 
     def _refuses(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
         """An engine's own error, before any content. Returns whether that was the end of its answer."""
