@@ -27,7 +27,7 @@ from math import ceil
 from typing import Final, Generic, TypeVar
 
 from serving.errors import ApiError
-from serving.router.quota import Cells
+from serving.router.counters import Row
 from serving.router.table import Admission
 
 INFLIGHT, WAITING, HEAD = 1, 2, 3
@@ -62,7 +62,7 @@ class Gate(Generic[Waiter]):
 
     __slots__ = ("_cells", "_handicaps", "_left_at", "_offered", "_pace_s", "_passed_over", "_queues", "config", "name")
 
-    def __init__(self, name: str, cells: Cells, config: Admission) -> None:
+    def __init__(self, name: str, cells: Row, config: Admission) -> None:
         self.name = name
         self._cells = cells
         self._queues: tuple[OrderedDict[Ticket[Waiter], None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
@@ -161,6 +161,9 @@ class Gate(Generic[Waiter]):
     def _first(self) -> Ticket[Waiter] | None:
         """The one of ours that is due first."""
         first: Ticket[Waiter] | None = None
+        urgent, batch, shadow = self._queues
+        if not (urgent or batch or shadow):
+            return None
         for queue in self._queues:
             if queue:
                 head = next(iter(queue))

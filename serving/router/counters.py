@@ -171,76 +171,87 @@ class Counters:
 
 
 class Row:
-    """The cells of one key or model (see `quota.Cells`)."""
+    """The cells of one key or model: this worker's own, and those of all workers."""
 
-    __slots__ = ("_at", "_cells", "_counters", "_mine", "_tag")
+    __slots__ = ("_at", "_cells", "_counters", "_own", "_tag")
 
     def __init__(self, counters: Counters, at: int, width: int, tag: float) -> None:
         self._counters = counters
-        self._cells = cells = counters.cells
+        self._cells = counters.cells
         self._at = at
-        self._mine = mine = counters.mine + at
+        start = counters.mine + at
+        self._own = own = counters.cells[start : start + width]
         self._tag = tag
-        if cells[mine] != tag:  # it was another's, or nobody's
-            cells[mine] = 0.0
+        if own[0] != tag:  # it was another's, or nobody's
+            own[0] = 0.0
             for cell in range(1, width):
-                cells[mine + cell] = 0.0
-            cells[mine] = tag
+                own[cell] = 0.0
+            own[0] = tag
 
     def holds(self) -> bool:
-        return self._cells[self._mine] == self._tag
+        """Whether the cells still belong to this key or model."""
+        return self._own[0] == self._tag
 
     def own(self, cell: int) -> float:
-        return self._cells[self._mine + cell]
+        """This worker's."""
+        return self._own[cell]
 
     def put(self, cell: int, value: float) -> None:
-        self._cells[self._mine + cell] = value
+        """Set this worker's."""
+        self._own[cell] = value
 
     def add(self, cell: int, amount: float) -> None:
-        self._cells[self._mine + cell] += amount
+        """Change this worker's."""
+        self._own[cell] += amount
 
     def total(self, cell: int) -> float:
-        value = self._cells[self._mine + cell]
-        for start in self._counters.others:
-            place = start + self._at
-            if self._cells[place] == self._tag:
+        """The sum over every worker that there ever was."""
+        value = self._own[cell]
+        if others := self._counters.others:
+            for place in self._places(others):
                 value += self._cells[place + cell]
         return value
 
     def running(self, cell: int) -> float:
-        value = self._cells[self._mine + cell]
-        for start in self._counters.running:
-            place = start + self._at
-            if self._cells[place] == self._tag:
+        """The sum over workers that run now."""
+        value = self._own[cell]
+        if running := self._counters.running:
+            for place in self._places(running):
                 value += self._cells[place + cell]
         return value
 
     def total_where(self, cell: int, condition: int, value: float) -> float:
-        return sum(self._where(cell, condition, value))
+        """The sum over every worker whose cell `condition` has this value."""
+        found = self._own[cell] if self._own[condition] == value else 0.0
+        if others := self._counters.others:
+            for place in self._places(others):
+                if self._cells[place + condition] == value:
+                    found += self._cells[place + cell]
+        return found
 
     def lowest_where(self, cell: int, condition: int, value: float) -> float:
-        lowest = inf
-        if self._cells[self._mine + condition] == value:
-            lowest = self._cells[self._mine + cell]
-        if self._counters.others:
-            return min(lowest, *self._where(cell, condition, value), inf)
+        """The lowest over such workers; infinity where there are none."""
+        lowest = self._own[cell] if self._own[condition] == value else inf
+        if others := self._counters.others:
+            for place in self._places(others):
+                if self._cells[place + condition] == value:
+                    lowest = min(lowest, self._cells[place + cell])
         return lowest
 
     def lowest_elsewhere(self, cell: int) -> float:
+        """The lowest that is not 0 over other workers that run now; 0 where there is none."""
         lowest = 0.0
-        for start in self._counters.running:
-            place = start + self._at
-            if self._cells[place] == self._tag:
+        if running := self._counters.running:
+            for place in self._places(running):
                 value = self._cells[place + cell]
                 if value and (not lowest or value < lowest):
                     lowest = value
         return lowest
 
-    def _where(self, cell: int, condition: int, value: float) -> Iterator[float]:
-        for start in (self._counters.mine, *self._counters.others):
-            place = start + self._at
-            if self._cells[place] == self._tag and self._cells[place + condition] == value:
-                yield self._cells[place + cell]
+    def _places(self, columns: tuple[int, ...]) -> list[int]:
+        """Where this key's or model's rows begin in other workers' columns."""
+        places = [start + self._at for start in columns]
+        return [place for place in places if self._cells[place] == self._tag]
 
 
 def _start(column: int) -> int:

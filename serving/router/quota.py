@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from math import ceil, inf
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from serving.errors import ApiError
+from serving.router.counters import Row
 from serving.router.table import Key
 
 INFLIGHT: Final = 1
@@ -42,56 +43,29 @@ DAY_S: Final = 86_400.0
 PeriodKind = Literal["day", "month", "total"]
 
 
-class Cells(Protocol):
-    """The numbers of one key or model: this worker's own, and those of all workers."""
-
-    def own(self, cell: int) -> float:
-        """This worker's."""
-
-    def put(self, cell: int, value: float) -> None:
-        """Set this worker's."""
-
-    def add(self, cell: int, amount: float) -> None:
-        """Change this worker's."""
-
-    def total(self, cell: int) -> float:
-        """The sum over every worker that there ever was."""
-
-    def total_where(self, cell: int, condition: int, value: float) -> float:
-        """The same over workers whose cell `condition` has this value."""
-
-    def lowest_where(self, cell: int, condition: int, value: float) -> float:
-        """The lowest over such workers; infinity where there are none."""
-
-    def running(self, cell: int) -> float:
-        """The sum over workers that run now."""
-
-    def lowest_elsewhere(self, cell: int) -> float:
-        """The lowest that is not 0 over other workers that run now; 0 where there is none."""
-
-    def holds(self) -> bool:
-        """Whether the cells still belong to this key or model."""
-
-
 def estimate_tokens(body_bytes: int, max_tokens: object, context_tokens: int) -> int:
     """What a request is charged when it comes in: its prompt by its bytes, at most the model's context (an image has
     more bytes than tokens), and what it may generate at most, where it says."""
     prompt = body_bytes // BYTES_PER_TOKEN
     if 0 < context_tokens < prompt:
         prompt = context_tokens
-    return prompt + (int(max_tokens) if isinstance(max_tokens, int | float) and 0 < max_tokens < TOKENS_MAX else 0)
+    if isinstance(max_tokens, (int, float)) and 0 < max_tokens < TOKENS_MAX:
+        return prompt + int(max_tokens)
+    return prompt
 
 
 class Bucket:
-    """`limit` a minute, shared by all workers. `used`, `line` and `kept` are the cells that it lives in."""
+    """`limit` a minute of `what`, shared by all workers. `used`, `line` and `kept` are the cells that it lives in."""
 
-    __slots__ = ("_cells", "_kept", "_line", "_used", "limit", "rate")
+    __slots__ = ("_cells", "_kept", "_line", "_says_limit", "_says_reset", "_used", "limit", "rate")
 
-    def __init__(self, cells: Cells, used: int, line: int, kept: int, limit: int, now: float) -> None:
+    def __init__(self, what: bytes, cells: Row, used: int, line: int, kept: int, limit: int, now: float) -> None:
         self._cells = cells
         self._used = used
         self._line = line
         self._kept = kept
+        self._says_limit = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: " % (what, limit, what)
+        self._says_reset = b"\r\nx-ratelimit-reset-%b: " % what
         self.limit = limit
         self.rate = limit / 60.0
         before = cells.own(kept)
@@ -116,11 +90,14 @@ class Bucket:
 
     def wait_s(self, level: float, amount: float) -> float:
         """Until `amount` may be taken; 0 where it may be now."""
-        short = min(amount, self.limit) - level - ROUNDING
+        short = (amount if amount < self.limit else self.limit) - level - ROUNDING
         return short / self.rate if short > 0 else 0.0
 
-    def full_after_s(self, level: float) -> float:
-        return max(0.0, self.limit - level) / self.rate
+    def headers(self, level: float) -> bytes:
+        """The `x-ratelimit-…` lines that go with this level."""
+        remaining = level + ROUNDING if level > 0 else 0.0
+        reset_s = (self.limit - level) / self.rate if level < self.limit else 0.0
+        return b"%b%d%b%.3fs\r\n" % (self._says_limit, remaining, self._says_reset, reset_s)
 
     def _level(self, now: float, limit: float) -> float:
         line = self._cells.lowest_where(self._line, self._kept, limit)
@@ -148,7 +125,7 @@ class Budget:
 
     __slots__ = ("_cells", "_ends_at", "_kind", "_period", "engine_s", "tokens")
 
-    def __init__(self, cells: Cells, key: Key) -> None:
+    def __init__(self, cells: Row, key: Key) -> None:
         self._cells = cells
         self._kind = key.budget_period
         self._period = 0
@@ -158,22 +135,16 @@ class Budget:
 
     def refusal(self, wall: float, tokens: float) -> ApiError | None:
         """Why a request of so many tokens may not begin."""
-        self._roll(wall)
-        for limit, cell, more, what in (
-            (self.tokens, BUDGET_TOKENS, tokens, "tokens"),
-            (self.engine_s, BUDGET_ENGINE_S, 0.0, "engine seconds"),
-        ):
-            if not limit:
-                continue
-            used = self._cells.total_where(cell, PERIOD, self._period)
-            if used + min(more, limit) > limit or used >= limit:
-                each = "" if self._kind == "total" else f" per {self._kind}"
-                return ApiError(
-                    429,
-                    f"This key's budget of {limit:g} {what}{each} has no room for this request: {used:.0f} are used.",
-                    code="insufficient_quota",
-                    retry_after_s=0 if self._ends_at == inf else max(1, ceil(self._ends_at - wall)),
-                )
+        if wall >= self._ends_at:
+            self._roll(wall)
+        if limit := self.tokens:
+            used = self._cells.total_where(BUDGET_TOKENS, PERIOD, self._period)
+            if used >= limit or used + min(tokens, limit) > limit:
+                return self._used_up(limit, "tokens", used, wall)
+        if self.engine_s:
+            used = self._cells.total_where(BUDGET_ENGINE_S, PERIOD, self._period)
+            if used >= self.engine_s:
+                return self._used_up(self.engine_s, "engine seconds", used, wall)
         return None
 
     def take(self, tokens: float) -> int:
@@ -183,13 +154,22 @@ class Budget:
 
     def settle(self, wall: float, period: int, charged: float, tokens: float, engine_s: float) -> None:
         """What was charged in `period` turned out to be `tokens` and `engine_s`. It counts where it ends."""
-        self._roll(wall)
+        if wall >= self._ends_at:
+            self._roll(wall)
         self._cells.add(BUDGET_TOKENS, tokens - charged if period == self._period else tokens)
         self._cells.add(BUDGET_ENGINE_S, engine_s)
 
+    def _used_up(self, limit: float, what: str, used: float, wall: float) -> ApiError:
+        each = "" if self._kind == "total" else f" per {self._kind}"
+        return ApiError(
+            429,
+            f"This key's budget of {limit:g} {what}{each} has no room for this request: {used:.0f} are used.",
+            code="insufficient_quota",
+            retry_after_s=0 if self._ends_at == inf else max(1, ceil(self._ends_at - wall)),
+        )
+
     def _roll(self, wall: float) -> None:
-        if wall < self._ends_at:
-            return
+        """Begin the period in which `wall` lies."""
         cells = self._cells
         period, self._ends_at = period_of(self._kind, wall)
         before = int(cells.own(PERIOD))
@@ -220,7 +200,7 @@ class KeyLimits:
 
     __slots__ = ("_budget", "_cells", "_concurrency_max", "_requests", "_tokens", "key")
 
-    def __init__(self, key: Key, cells: Cells, now: float) -> None:
+    def __init__(self, key: Key, cells: Row, now: float) -> None:
         self.key = key
         self._cells = cells
         self._concurrency_max = key.concurrency_max
@@ -229,10 +209,10 @@ class KeyLimits:
         self._budget: Budget | None = None
         if key.requests_per_minute:
             cell = (REQUESTS_USED, REQUESTS_LINE, REQUESTS_LIMIT)
-            self._requests = Bucket(cells, *cell, key.requests_per_minute, now)
+            self._requests = Bucket(b"requests", cells, *cell, key.requests_per_minute, now)
         if key.tokens_per_minute:
             cell = (TOKENS_USED, TOKENS_LINE, TOKENS_LIMIT)
-            self._tokens = Bucket(cells, *cell, key.tokens_per_minute, now)
+            self._tokens = Bucket(b"tokens", cells, *cell, key.tokens_per_minute, now)
         if key.budget_tokens or key.budget_engine_s:
             self._budget = Budget(cells, key)
 
@@ -297,9 +277,9 @@ class KeyLimits:
     def _headers(self, requests_level: float, tokens_level: float) -> bytes:
         lines = b""
         if self._requests is not None:
-            lines = _ratelimit(b"requests", self._requests, requests_level)
+            lines = self._requests.headers(requests_level)
         if self._tokens is not None:
-            lines += _ratelimit(b"tokens", self._tokens, tokens_level)
+            lines += self._tokens.headers(tokens_level)
         return lines
 
 
@@ -311,17 +291,6 @@ def has_limits(key: Key) -> bool:
         or key.concurrency_max
         or key.budget_tokens
         or key.budget_engine_s
-    )
-
-
-def _ratelimit(what: bytes, bucket: Bucket, level: float) -> bytes:
-    return (b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %.3fs\r\n") % (
-        what,
-        bucket.limit,
-        what,
-        max(0.0, level + ROUNDING),
-        what,
-        bucket.full_after_s(level),
     )
 
 
