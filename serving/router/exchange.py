@@ -521,8 +521,9 @@ class Exchange:
         record.outcome = outcome
         record.error = error
         record.duration_s = self._router.now() - self._started
-        if self.permit is not None:
-            self.permit.release()
+        permit, self.permit = self.permit, None  # it knows us: no cycle may be left to the garbage collector
+        if permit is not None:
+            permit.release()
         self._router.account(self)
         self.client.exchange_ended(self)
 
