@@ -29,6 +29,8 @@ ANY_KEY = "sk-benchmark"
 MODELYARD = "modelyard"
 COMPILED = f"{MODELYARD}, compiled"
 """The same, its hot path compiled: `make native`."""
+BARE = f"{COMPILED}, without keys and limits"
+"""The same with what the peers do as well: what the rest costs is the difference."""
 
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -48,7 +50,7 @@ http {{
 """
 
 YARD = """
-server: {{port: {port}, admin_port: {admin_port}, require_keys: true}}
+server: {{port: {port}, admin_port: {admin_port}, require_keys: {require_keys}}}
 prices: {{cpu_hour: 0.12}}
 models:
   m:
@@ -58,8 +60,8 @@ models:
     route: {{v1: 9500, v2: 500}}
     sticky: [header:x-session-id]
     fallback: [v1]
-    admission: {{inflight_max: 4096, queue_max: 4096}}
 """
+BOUNDED = "    admission: {inflight_max: 4096, queue_max: 4096}\n"
 
 LITELLM = """
 model_list:
@@ -98,8 +100,18 @@ def in_cache(*parts: str) -> str | None:
 
 
 def modelyard(port: int, folder: Path) -> list[str]:
+    return _yard(port, folder, "true", BOUNDED)
+
+
+def bare_modelyard(port: int, folder: Path) -> list[str]:
+    return _yard(port, folder, "false", "")
+
+
+def _yard(port: int, folder: Path, require_keys: str, more: str) -> list[str]:
     config = folder / "yard.yaml"
-    config.write_text(YARD.format(port=port, admin_port=port + 1, a=ENGINES[0], b=ENGINES[1]))
+    admin_port = port + 1
+    text = YARD.format(port=port, admin_port=admin_port, a=ENGINES[0], b=ENGINES[1], require_keys=require_keys)
+    config.write_text(text + more)
     return [*modelyard_program(), "up", str(config), "--state-dir", str(folder / "state")]
 
 
@@ -193,6 +205,7 @@ PEERS = (
     ),
     Peer(MODELYARD, modelyard, lambda: sys.executable, settle_s=3.0, env={native.SWITCH: "0"}),
     Peer(COMPILED, modelyard, compiled, "make native", settle_s=3.0),
+    Peer(BARE, bare_modelyard, compiled, "make native", settle_s=3.0),
     Peer(
         "Portkey gateway",
         portkey,

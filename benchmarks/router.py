@@ -37,7 +37,7 @@ from pathlib import Path
 from chart import Panel, bars
 from document import write
 from load import EVENTS, Loaded, script, wrk
-from peers import ANY_KEY, ENGINE_PORTS, MODELYARD, PEERS, Peer, modelyard_key, ours, setup
+from peers import ANY_KEY, BARE, ENGINE_PORTS, MODELYARD, PEERS, Peer, modelyard_key, ours, setup
 from processes import ROOT, cpu_s, process_tree, resident_mb, router_workers, running
 
 NAME = "benchmarks/router.py"
@@ -99,7 +99,7 @@ def serving(peer: Peer, port: int, folder: Path) -> Iterator[tuple[int, Mapping[
         time.sleep(peer.settle_s)
         key = ANY_KEY
         if peer.is_ours:
-            key = modelyard_key(folder)
+            key = ANY_KEY if peer.name == BARE else modelyard_key(folder)
             stack.enter_context(scraped(f"http://127.0.0.1:{port + 1}/metrics"))
         headers = {"Authorization": f"Bearer {key}", **peer.headers}
         until_it_answers(port, headers)
