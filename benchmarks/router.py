@@ -106,9 +106,9 @@ def serving(peer: Peer, port: int, folder: Path) -> Iterator[tuple[int, Mapping[
         yield process.pid, headers
 
 
-def until_it_answers(port: int, headers: Mapping[str, str]) -> None:
+def until_it_answers(port: int, headers: Mapping[str, str], model: str = "m") -> None:
     """Ask until an answer comes: a router that listens may not know its engines yet. Raises SystemExit after 60 s."""
-    body = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+    body = b'{"model":"%b","messages":[{"role":"user","content":"hi"}]}' % model.encode()
     sent = {"content-type": "application/json", **headers}
     limit = time.monotonic() + 60
     while True:

@@ -29,7 +29,7 @@ import uvloop
 from document import write
 from peers import ENGINE_PORTS, ours
 from processes import ROOT, cpu_s, resident_mb, router_workers, running
-from router import serving
+from router import serving, until_it_answers
 
 NAME = "benchmarks/streams.py"
 STALL_S = 0.05
@@ -214,6 +214,8 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[str, bool]:
         shape = (options.streams, options.events, options.gap_s)
         direct = uvloop.run(flow(ENGINE_PORTS[0], request_for("m", {}), *shape))
         pid, headers = stack.enter_context(serving(ours(), PORT, folder))
+        for version in ("m@v1", "m@v2"):
+            until_it_answers(PORT, headers, version)
         if direct.example:
             raise SystemExit(f"the engine itself gave a stream that was not whole: {direct.example}")
         workers = router_workers(pid)
