@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, NAMES, ROW, HEAD, GAP, RIGHT = 760, 190, 26, 66, 34, 110
+WIDTH, NAMES, ROW, HEAD, GAP, RIGHT = 960, 390, 26, 66, 34, 110
 STYLE = """
   .page { fill: #ffffff; stroke: #d0d7de } .ink { fill: #1f2328 } .faint { fill: #59636e }
   .grid { stroke: #d0d7de } .bar { fill: #8c959f } .own { fill: #0969da }

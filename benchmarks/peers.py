@@ -29,7 +29,7 @@ ANY_KEY = "sk-benchmark"
 MODELYARD = "modelyard"
 COMPILED = f"{MODELYARD}, compiled"
 """The same, its hot path compiled: `make native`."""
-BARE = f"{COMPILED}, without keys and limits"
+BARE = f"{COMPILED}, no keys or limits"
 """The same with what the peers do as well: what the rest costs is the difference."""
 
 NGINX = """

@@ -131,7 +131,7 @@ def measure(peer: Peer, port: int, folder: Path, seconds: float) -> list[Result]
         stream = script(folder, stream=True, headers=headers)
         groups = {peer.name: process_tree(pid)}
         if peer.is_ours:
-            groups[f"{peer.name}, its worker alone"] = router_workers(pid)
+            groups[f"{peer.name}, worker alone"] = router_workers(pid)
         wrk(port, whole, 8, 1 if peer.is_slow else 2)
         requests, request_us = _spent(groups, port, whole, whole_connections, seconds)
         alone = wrk(port, whole, 1, 3)
