@@ -20,11 +20,10 @@ import yaml
 
 from eval import scorers
 from eval.errors import MissingExtraError, StateDirError, SuiteError, SuiteGoneError, need
-from eval.suite import Case, Message, ScorerSpec, Suite, SuiteFile, duplicates
+from eval.suite import Case, Kind, Message, Sampling, ScorerSpec, Suite, SuiteFile, duplicates
 
 CONFIGS_VARIABLE: Final = "MODELYARD_CONFIGS"
 _BUILDERS: Final = {".jsonl": "text", ".csv": "csv", ".parquet": "parquet"}
-_CASE_FIELDS: Final = ("id", "prompt", "messages", "target", "scorer", "slice", "cluster", "max_tokens")
 
 
 class _Row(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -38,6 +37,16 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     slice: str = ""
     cluster: str = ""
     max_tokens: int | None = None
+    timeout_s: float | None = None
+    weight: float = 1.0
+    kind: Kind = "generate"
+    choices: tuple[str, ...] = ()
+    chat: bool = True
+    then: tuple[str, ...] = ()
+    request: dict[str, Any] = {}
+
+
+_CASE_FIELDS: Final = _Row.__struct_fields__
 
 
 def folders() -> list[Path]:
@@ -96,7 +105,7 @@ def load(name: str, cache: Path) -> Suite:
         version=file.version,
         description=file.description,
         cases=cases,
-        sampling=file.sampling,
+        sampling=file.sampling or Sampling(),
         repeats=file.repeats,
         margin=file.margin,
         gates=file.gates,
@@ -227,6 +236,13 @@ def _case(raw: dict[str, Any], file: SuiteFile, where: str) -> Case:
         slice=row.slice,
         cluster=row.cluster,
         max_tokens=row.max_tokens,
+        timeout_s=row.timeout_s,
+        weight=row.weight,
+        kind=row.kind,
+        choices=row.choices,
+        chat=row.chat,
+        then=row.then,
+        request=row.request,
     )
 
 
