@@ -1,0 +1,113 @@
+"""What the commands of `modelyard eval` share: options, how they open a session, how a mistake is told.
+
+Owns: the options that several commands take, and the checks of their values. Never: a command, what a command computes.
+Everything heavy is imported inside a function, so that `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eval.errors import need_extra
+from registry import terminal
+
+if TYPE_CHECKING:
+    from eval.results import Run, RunStore
+    from eval.session import Session, Settings
+
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite's name, or the path of a suite.yaml.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Any OpenAI server [default: $MODELYARD_URL, the running yard's, http://127.0.0.1:8000]."
+    ),
+]
+AdminUrl = Annotated[
+    str | None, typer.Option(metavar="URL", help="The admin API, for digests and cost [default: the running yard's].")
+]
+StateDirectory = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where runs are kept [default: $MODELYARD_STATE_DIR, else .modelyard]."),
+]
+Concurrency = Annotated[int, typer.Option(help="Requests in flight.")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling, resampling and permutation.")]
+Repeats = Annotated[int | None, typer.Option(help="Times each case is asked [default: the suite's].")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Only N cases, spread over the suite.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run anew, even where a run is there to reuse or resume.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Alpha = Annotated[float, typer.Option(help="Two-sided error rate of intervals and tests.")]
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """A user's mistake becomes one sentence and its exit code, wherever the command was called from."""
+    try:
+        need_extra()
+        yield
+    except terminal.UserError as error:
+        terminal.fail(error)
+
+
+def open_session(settings: Settings) -> Session:
+    with terminal.busy("Reading the suite"):
+        from eval.session import Session  # noqa: PLC0415 - heavy
+
+        return Session(settings)
+
+
+def run_store(state_dir: Path | None) -> RunStore:
+    from eval.results import RunStore  # noqa: PLC0415 - heavy
+    from registry.state import StateDir  # noqa: PLC0415 - heavy
+
+    return RunStore(StateDir.find(state_dir).runs)
+
+
+def settings_of(
+    suite: str,
+    url: str | None,
+    admin_url: str | None,
+    state_dir: Path | None,
+    concurrency: int,
+    seed: int,
+    repeats: int | None,
+    limit: int | None,
+    fresh: bool,
+    alpha: float,
+) -> Settings:
+    with terminal.busy("Loading the evaluation tools"):
+        from eval.session import Settings  # noqa: PLC0415 - heavy
+
+    for name, value in (("concurrency", concurrency), ("repeats", repeats), ("limit", limit)):
+        if value is not None and value < 1:
+            raise terminal.UserError(f"--{name} is {value}: it must be at least 1")
+    if seed < 0:
+        raise terminal.UserError(f"--seed is {seed}: it must be 0 or more")
+    check_alpha(alpha)
+    return Settings(suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh)
+
+
+def check_alpha(alpha: float) -> None:
+    if not 0 < alpha < 0.5:
+        raise terminal.UserError(f"--alpha is {alpha}: it must lie between 0 and 0.5, e.g. 0.05")
+
+
+def show_run(found: Run, alpha: float, json: bool, state: str = "") -> None:
+    import numpy as np  # noqa: PLC0415 - heavy
+
+    from eval import performance, summary  # noqa: PLC0415 - heavy
+    from eval.reports import document  # noqa: PLC0415 - heavy
+    from eval.reports import terminal as tables  # noqa: PLC0415 - heavy
+
+    samples = list(found.samples().values())
+    speed = performance.measure(samples)
+    groups = summary.groups(samples, alpha=alpha, rng=np.random.default_rng(found.info().key.seed))
+    if json:
+        terminal.print_json(document.of_summary(found, groups, speed, state))
+        return
+    title = f"{found.name}  {state}".rstrip()
+    tables.run_summary(terminal.console(), title, groups, speed, failed=[one for one in samples if one.error])
