@@ -117,6 +117,18 @@ class Sample(msgspec.Struct, kw_only=True):
     attempts: int = 1
     answered_by: str = ""
     """The version that the router named in its response; "" where there is no router."""
+    detail: str = ""
+    """Why this score, in a line; the scorer's words."""
+    weight: float = 1.0
+    """How much the case counts in a mean."""
+    tool_calls: str = ""
+    """The calls that the answer holds, as a JSON array; "" for none."""
+    turns: str = ""
+    """The answers to the turns before the last, as a JSON array; "" where there is one turn."""
+    logprobs: str = ""
+    """Of a case scored by likelihood: what each choice got, as JSON."""
+    cached: bool = False
+    """Taken from the response cache: its times are those of the first asking and count in no latency."""
 
     @property
     def id(self) -> tuple[str, int]:
