@@ -27,7 +27,7 @@ from eval.client import TIMEOUT, Client, Completion, FinalError, PassingError
 from eval.endpoint import headers, trusts_environment
 from eval.errors import RequestRefusedError, RunError, ServerGoneError
 from eval.results import Journal, Run, RunKey, Sample, Subject
-from eval.scorers import Embed
+from eval.scorers import Answered, Tools
 from eval.suite import Case, Suite
 
 FAILURES_MAX: Final = 3
@@ -102,9 +102,7 @@ def key_of(suite: Suite, subject: Subject, *, seed: int, repeats: int | None, tw
     )
 
 
-def execute(
-    plan: Plan, tally: Tally, *, embed: Embed | None, transport: httpx.AsyncBaseTransport | None = None
-) -> None:
+def execute(plan: Plan, tally: Tally, *, tools: Tools, transport: httpx.AsyncBaseTransport | None = None) -> None:
     """Do what is missing of the run; a finished one is left as it is.
 
     Raises KeyboardInterrupt after Ctrl-C, ServerGoneError, RequestRefusedError; what is done is kept in each case.
@@ -119,7 +117,7 @@ def execute(
         todo = [(case, repeat) for case, repeat in plan.wanted if (case.id, repeat) not in kept]
         journal = Journal(plan.run.journal)
         try:
-            passing = asyncio.run(_Session(plan, journal, tally, embed, transport).run(todo))
+            passing = asyncio.run(_Session(plan, journal, tally, tools, transport).run(todo))
         finally:
             journal.close()
         if not passing:
@@ -144,13 +142,13 @@ class _Session:
         plan: Plan,
         journal: Journal,
         tally: Tally,
-        embed: Embed | None,
+        tools: Tools,
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
         self._plan = plan
         self._journal = journal
         self._tally = tally
-        self._embed = embed
+        self._tools = tools
         self._transport = transport
         self._failures_in_row = 0
         self._passing = 0
@@ -224,12 +222,16 @@ class _Session:
             sample.error, sample.final = wrong, False
             return sample
         scorer = scorers.build(case.scorer.name, case.scorer.options, case.target)
-        if scorer.needs_embeddings:
-            sample.score = await asyncio.to_thread(scorer.score, completion.text, case.target, self._embed)
+        answered = Answered(
+            text=completion.text, finish_reason=completion.finish_reason, prompt=case.messages[-1].content
+        )
+        if scorer.needs:
+            scored = await asyncio.to_thread(scorer.score, answered, case.target, self._tools)
+            sample.score = scored.value
             return sample
         try:
             with _at_most(SCORING_MAX_S):
-                sample.score = scorer.score(completion.text, case.target)
+                sample.score = scorer.score(answered, case.target, self._tools).value
         except _ScoringTimeoutError:
             sample.error = (
                 f"the scorer {case.scorer.name!r} was stopped after {SCORING_MAX_S:g} s on this answer: simplify its "

@@ -64,7 +64,8 @@ class Session:
         self.suite: Suite = loaders.load(settings.suite, self.state.root / "cache" / "datasets").limited(settings.limit)
         self.endpoint = endpoint.find(settings.url, settings.admin_url, self.state)
         self.store = RunStore(self.state.runs)
-        self._embedder = embeddings.require() if self._needs_embeddings() else None
+        needs = scorers.needs({case.scorer.name for case in self.suite.cases})
+        self._tools = scorers.Tools(embed=embeddings.require().embed if scorers.EMBED in needs else None)
 
     def subject(self, ref: str) -> Subject:
         """What `ref` stands for at the server."""
@@ -120,7 +121,7 @@ class Session:
 
         tally = runner.Tally(job.plan.total, on_change=show)
         try:
-            runner.execute(job.plan, tally, embed=self._embedder.embed if self._embedder else None)
+            runner.execute(job.plan, tally, tools=self._tools)
         except KeyboardInterrupt:
             display.stop()
             sys.stderr.write(
@@ -128,10 +129,6 @@ class Session:
                 "the same command goes on from there\n"
             )
             raise
-
-    def _needs_embeddings(self) -> bool:
-        kinds = {case.scorer.name for case in self.suite.cases}
-        return any(scorers.SCORERS[kind].needs_embeddings for kind in kinds)
 
 
 def state_of(job: Job) -> str:

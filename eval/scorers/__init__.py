@@ -1,7 +1,7 @@
 """Scorers: what an answer is worth against its target, between 0 and 1.
 
 Owns: the registry of scorers and the reading of their options. Never: I/O, clocks, randomness, state. A scorer that
-needs a model (embeddings) is handed it as an argument.
+needs a model (embeddings) is handed it in Tools.
 
 A scorer is a frozen struct whose fields are its options; adding one is a struct with `score`, listed in SCORERS.
 """
@@ -9,12 +9,30 @@ A scorer is a frozen struct whose fields are its options; adding one is a struct
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from eval.scorers.base import Embed, Scorer, ScorerError
+from eval.scorers.base import (
+    EMBED,
+    JUDGE,
+    LIKELIHOOD,
+    NO_TOOLS,
+    SANDBOX,
+    Answered,
+    Embed,
+    Execution,
+    Judge,
+    Likelihood,
+    NoScoreError,
+    Reply,
+    Sandbox,
+    Score,
+    Scorer,
+    ScorerError,
+    Tools,
+)
 from eval.scorers.embedding import EmbeddingSimilarity
 from eval.scorers.refusal import Refusal
 from eval.scorers.structured import Json, JsonSchema
@@ -55,9 +73,35 @@ def build(name: str, options: Mapping[str, Any], target: Any) -> Scorer:
     return scorer
 
 
+def needs(names: Iterable[str]) -> frozenset[str]:
+    """What the scorers of these names need: EMBED, SANDBOX, JUDGE, LIKELIHOOD."""
+    return frozenset().union(*(SCORERS[name].needs for name in names))
+
+
 def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-__all__ = ["SCORERS", "Embed", "Scorer", "ScorerError", "build"]
+__all__ = [
+    "EMBED",
+    "JUDGE",
+    "LIKELIHOOD",
+    "NO_TOOLS",
+    "SANDBOX",
+    "SCORERS",
+    "Answered",
+    "Embed",
+    "Execution",
+    "Judge",
+    "Likelihood",
+    "NoScoreError",
+    "Reply",
+    "Sandbox",
+    "Score",
+    "Scorer",
+    "ScorerError",
+    "Tools",
+    "build",
+    "needs",
+]

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.embeddings import hashed_ngrams
-from eval.scorers import SCORERS, ScorerError, build
+from eval.scorers import SCORERS, Answered, ScorerError, Tools, build
 from eval.scorers.refusal import is_refusal
 from eval.scorers.text import normalize, numbers
 
 
 def score(name: str, output: str, target: object, **options: object) -> float:
-    return build(name, options, target).score(output, target, hashed_ngrams)
+    return build(name, options, target).score(Answered(text=output), target, Tools(embed=hashed_ngrams)).value
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(
 
 def test_an_embedding_scorer_without_a_model_says_what_to_install() -> None:
     with pytest.raises(ScorerError, match=r"\.\[embed\]"):
-        build("embedding", {}, "x").score("x", "x")
+        build("embedding", {}, "x").score(Answered(text="x"), "x")
 
 
 OPTIONS: dict[str, dict[str, object]] = {"choice": {"choices": ["x", "y"]}, "json_schema": {"schema": {}}}
