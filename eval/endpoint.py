@@ -100,7 +100,8 @@ def resolve(endpoint: Endpoint, ref: str) -> Subject:
         return _unknown(subject, f"the admin API at {endpoint.admin_url} does not answer")
     pinned = f"{parsed.model}@{found['label']}"
     note = f"{ref} is {pinned} at the moment" if pinned != ref else ""
-    return msgspec.structs.replace(subject, model=pinned, digest=str(found["digest"]), note=note)
+    engine = str(found.get("engine") or "")
+    return msgspec.structs.replace(subject, model=pinned, digest=str(found["digest"]), note=note, engine=engine)
 
 
 def check_alive(endpoint: Endpoint) -> None:

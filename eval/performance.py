@@ -22,11 +22,12 @@ class Timed(Protocol):
     prompt_tokens: int
     completion_tokens: int
     attempts: int
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """Seconds and tokens of the answered samples of a run."""
+    """Seconds and tokens of the samples of a run that the engine answered."""
 
     n: int
     ttft_p50_s: float | None
@@ -47,8 +48,8 @@ class Performance:
 
 
 def measure(samples: Iterable[Timed]) -> Performance:
-    """The figures of a run; percentiles by linear interpolation."""
-    answered = [sample for sample in samples if not sample.error]
+    """The figures of a run; percentiles by linear interpolation. Answers from the response cache took no time."""
+    answered = [sample for sample in samples if not sample.error and not sample.cached]
     first = [sample.ttft_s for sample in answered if sample.ttft_s is not None and not np.isnan(sample.ttft_s)]
     total = [sample.latency_s for sample in answered]
     return Performance(

@@ -50,6 +50,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """The version's digest; "" where no admin API told it: then URL and model name stand for the version."""
     note: str = ""
     """What the user should know about this identity; "" where it is certain."""
+    engine: str = ""
+    """The kind of engine, as the manifest names it; "" where no admin API told it."""
 
     @property
     def identity(self) -> str:
@@ -125,6 +127,10 @@ class Sample(msgspec.Struct, kw_only=True):
     """The calls that the answer holds, as a JSON array; "" for none."""
     turns: str = ""
     """The answers to the turns before the last, as a JSON array; "" where there is one turn."""
+    scoring_tokens: int = 0
+    """Spent on a judge for the score."""
+    scoring_s: float = 0.0
+    """Waited for a judge."""
     logprobs: str = ""
     """Of a case scored by likelihood: what each choice got, as JSON."""
     cached: bool = False

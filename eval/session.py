@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval import embeddings, endpoint, loaders, runner, scorers
+from eval.cache import ResponseCache
 from eval.errors import RequestRefusedError, RunError
 from eval.results import Run, RunKey, RunStore, Subject
 from eval.suite import Suite
@@ -39,6 +40,8 @@ class Settings:
     repeats: int | None = None
     limit: int | None = None
     fresh: bool = False
+    slices: tuple[str, ...] = ()
+    use_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,16 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state = StateDir.find(settings.state_dir)
-        self.suite: Suite = loaders.load(settings.suite, self.state.root / "cache" / "datasets").limited(settings.limit)
+        whole: Suite = loaders.load(settings.suite, self.state.root / "cache" / "datasets")
+        self.suite = whole.sliced(settings.slices).limited(settings.limit)
         self.endpoint = endpoint.find(settings.url, settings.admin_url, self.state)
         self.store = RunStore(self.state.runs)
         needs = scorers.needs({case.scorer.name for case in self.suite.cases})
+        self._cache = (
+            ResponseCache(self.state.root / "cache" / "answers.sqlite", reading=not settings.fresh)
+            if settings.use_cache
+            else None
+        )
         self._tools = scorers.Tools(embed=embeddings.require().embed if scorers.EMBED in needs else None)
 
     def subject(self, ref: str) -> Subject:
@@ -81,7 +90,7 @@ class Session:
         run = self.store.open(self.suite, subject, key, fresh=self.settings.fresh, now=time.time())
         begun = sum(1 for sample in run.samples().values() if sample.final)
         verify = self.endpoint.verify if subject.url == self.endpoint.url else True
-        plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency, verify)
+        plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency, verify, self._cache)
         return Job(plan, run.finished, begun)
 
     def pair(self, baseline: str, candidate: str) -> tuple[Job, Job]:
@@ -101,7 +110,7 @@ class Session:
         Where the server refuses a run altogether, those that have no sample are removed: nothing was run.
         """
         try:
-            with progress() as display:
+            with progress() as display, self._cache or nullcontext():
                 for job in jobs:
                     self._one(job, display)
         except RequestRefusedError:
@@ -115,9 +124,10 @@ class Session:
         bar = display.add_task(ref, total=job.plan.total)
 
         def show(tally: runner.Tally) -> None:
-            score = f"  score {tally.mean:.3f}" if tally.mean is not None else ""
+            score = f"  score {tally.mean:.3f} ± {tally.half_width:.3f}" if tally.mean is not None else ""
+            cached = f"  {tally.cached} cached" if tally.cached else ""
             failed = f"  {tally.failed} failed" if tally.failed else ""
-            display.update(bar, completed=tally.done, description=f"{ref}{score}{failed}")
+            display.update(bar, completed=tally.done, description=f"{ref}{score}{cached}{failed}")
 
         tally = runner.Tally(job.plan.total, on_change=show)
         try:

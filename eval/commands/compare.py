@@ -16,8 +16,10 @@ from eval.commands.options import (
     Fresh,
     Json,
     Limit,
+    NoCache,
     Repeats,
     Seed,
+    Slices,
     StateDirectory,
     SuiteName,
     Url,
@@ -55,7 +57,9 @@ def compare(
     seed: Seed = 0,
     repeats: Repeats = None,
     limit: Limit = None,
+    slices: Slices = None,
     fresh: Fresh = False,
+    no_cache: NoCache = False,
     json: Json = False,
 ) -> None:
     """Compare two versions on a suite: scores, paired difference, verdict, flips, drift, speed, cost.
@@ -63,7 +67,9 @@ def compare(
     Example: modelyard eval compare quickstart --baseline assistant@v1 --candidate assistant@v2
     """
     with plainly():
-        settings = settings_of(suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha)
+        settings = settings_of(
+            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache
+        )
         if margin is not None and not 0 <= margin < 1:
             raise terminal.UserError(f"--margin is {margin}: it is a share of the score, between 0 and 1")
         if flips < 0:

@@ -37,8 +37,15 @@ StateDirectory = Annotated[
 Concurrency = Annotated[int, typer.Option(help="Requests in flight.")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling, resampling and permutation.")]
 Repeats = Annotated[int | None, typer.Option(help="Times each case is asked [default: the suite's].")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Only N cases, spread over the suite.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Run anew, even where a run is there to reuse or resume.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--sample", "--limit", metavar="N", help="Only N cases, every slice with its share of them."),
+]
+Slices = Annotated[list[str] | None, typer.Option("--slice", metavar="NAME", help="Only this slice; repeat for more.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Run anew, even where a run or answers are there to reuse or resume.")
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Take no kept answer, and keep none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Alpha = Annotated[float, typer.Option(help="Two-sided error rate of intervals and tests.")]
 
@@ -78,17 +85,22 @@ def settings_of(
     limit: int | None,
     fresh: bool,
     alpha: float,
+    slices: list[str] | None = None,
+    no_cache: bool = False,
 ) -> Settings:
     with terminal.busy("Loading the evaluation tools"):
         from eval.session import Settings  # noqa: PLC0415 - heavy
 
-    for name, value in (("concurrency", concurrency), ("repeats", repeats), ("limit", limit)):
+    for name, value in (("concurrency", concurrency), ("repeats", repeats), ("sample", limit)):
         if value is not None and value < 1:
             raise terminal.UserError(f"--{name} is {value}: it must be at least 1")
     if seed < 0:
         raise terminal.UserError(f"--seed is {seed}: it must be 0 or more")
     check_alpha(alpha)
-    return Settings(suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh)
+    chosen = tuple(slices or ())
+    return Settings(
+        suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, chosen, use_cache=not no_cache
+    )
 
 
 def check_alpha(alpha: float) -> None:

@@ -17,8 +17,10 @@ from eval.commands.options import (
     Fresh,
     Json,
     Limit,
+    NoCache,
     Repeats,
     Seed,
+    Slices,
     StateDirectory,
     SuiteName,
     Url,
@@ -39,7 +41,9 @@ def run(
     seed: Seed = 0,
     repeats: Repeats = None,
     limit: Limit = None,
+    slices: Slices = None,
     fresh: Fresh = False,
+    no_cache: NoCache = False,
     alpha: Alpha = 0.05,
     json: Json = False,
 ) -> None:
@@ -50,7 +54,9 @@ def run(
     with plainly():
         from eval.session import state_of  # noqa: PLC0415 - heavy
 
-        settings = settings_of(suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha)
+        settings = settings_of(
+            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache
+        )
         session = open_session(settings)
         job = session.job(session.subject(model))
         note = job.plan.subject.note

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from eval_support import write_suite
 
-from eval import loaders, runner
+from eval import loaders, runner, scoring
 from eval.endpoint import Endpoint, resolve
 from eval.errors import RequestRefusedError, RunError, ServerGoneError
 from eval.results import Journal, Run, RunStore, Sample, Subject
@@ -94,7 +94,7 @@ def test_a_torn_line_is_cut_and_only_what_is_missing_is_asked(
     plan = planned(small_suite, engine.url, tmp_path / "runs")
     journal = Journal(plan.run.journal)
     for case in small_suite.cases[:5]:
-        journal.append(msgspec.structs.replace(runner.blank(case, 0), output="t0", score=1.0))
+        journal.append(msgspec.structs.replace(scoring.blank(case, 0), output="t0", score=1.0))
     journal.close()
     with plan.run.journal.open("ab") as file:
         file.write(b'{"case": "case-005", "rep')
