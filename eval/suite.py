@@ -71,7 +71,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
     messages: tuple[Message, ...]
     target: Any = None
-    """For `choose`: one of `choices`, or its index where two choices read alike. For `perplexity`: the text scored."""
+    """For `choose`: one of `choices`. For `perplexity`: the text whose likelihood is measured."""
     scorer: ScorerSpec
     slice: str = ""
     cluster: str = ""
@@ -124,10 +124,10 @@ class FewShot(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     file: str | None = None
     """Where to draw from: a file of the cases' format beside `suite.yaml`; None: the suite's own cases."""
     k: int | None = None
-    """How many; None: all `examples`."""
+    """How many are drawn for each case, of its own slice where there are some; None: all `examples`, in order."""
     seed: int = 0
-    style: Literal["turns", "text"] = "turns"
-    """`turns`: user and assistant messages. `text`: in the prompt, before the question."""
+    style: Literal["turns", "text"] | None = None
+    """`turns`: user and assistant messages. `text`: in the prompt, before the question. None: `turns` in a chat."""
     answer: str | None = None
     """A template of what an example answers [default: its target]."""
     separator: str = "\n\n"
@@ -138,13 +138,6 @@ class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A text that lies in a file beside `suite.yaml`."""
 
     file: str
-
-
-class GeneratorSpec(msgspec.Struct, frozen=True):
-    """A generator of cases by name (eval/generated), with its options as written."""
-
-    name: str
-    options: dict[str, Any] = {}
 
 
 class SuiteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -163,7 +156,7 @@ class SuiteFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     path: str | None = None
     """A published data set's file or folder, beside `suite.yaml` or absolute."""
     task: Kind | None = None
-    """How an adapter asks: `generate` an answer, or `choose` by log-likelihood [default: the adapter's]."""
+    """The kind of cases that name none: `generate` an answer, or `choose` by log-likelihood."""
     generate: dict[str, Any] | None = None
     """A generator's `name` and its options."""
     template: str | tuple[Message, ...] | FileRef | None = None
@@ -195,6 +188,8 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     gates: tuple[str, ...] = (OVERALL,)
     source: str = ""
     """The path that it was read from."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about how it was made, a sentence each: cases that a generator left out, …"""
 
     @property
     def digest(self) -> str:

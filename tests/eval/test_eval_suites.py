@@ -63,7 +63,7 @@ def test_quickstart_has_enough_short_cases_in_every_slice(monkeypatch: pytest.Mo
         ([CASE], {"marign": 0.1}, "unknown field `marign` .did you mean `margin`"),
         ([CASE], {"margin": 5}, "`margin` is 5.*between 0 and 1"),
         ([CASE], {"repeats": 0}, "at least 1"),
-        ([CASE], {"cases": "cases.txt"}, "use .jsonl, .csv or .parquet"),
+        ([CASE], {"cases": "cases.txt"}, "use .jsonl, .json, .csv or .parquet"),
         ([CASE], {"cases": "away.jsonl"}, "are not there"),
         ([CASE], {"dataset": {"hub": "x/y"}}, "either `cases`"),
     ],
