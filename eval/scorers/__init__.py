@@ -34,9 +34,13 @@ from eval.scorers.base import (
     Tools,
 )
 from eval.scorers.embedding import EmbeddingSimilarity
+from eval.scorers.instructions import Instructions
+from eval.scorers.likelihood import LikelihoodChoice
+from eval.scorers.overlap import Bleu, Chrf, Rouge
 from eval.scorers.refusal import Refusal
 from eval.scorers.structured import Json, JsonSchema
 from eval.scorers.text import Choice, Contains, Exact, Normalized, Numeric, Regex
+from eval.scorers.tools import ToolCall
 
 SCORERS: Final[Mapping[str, type[Scorer]]] = {
     "exact": Exact,
@@ -49,6 +53,12 @@ SCORERS: Final[Mapping[str, type[Scorer]]] = {
     "json_schema": JsonSchema,
     "refusal": Refusal,
     "embedding": EmbeddingSimilarity,
+    "instructions": Instructions,
+    "tool_call": ToolCall,
+    "likelihood": LikelihoodChoice,
+    "rouge": Rouge,
+    "bleu": Bleu,
+    "chrf": Chrf,
 }
 
 
