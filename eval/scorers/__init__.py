@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from eval.scorers.answered import Finished
 from eval.scorers.base import (
     EMBED,
     JUDGE,
@@ -52,6 +53,7 @@ SCORERS: Final[Mapping[str, type[Scorer]]] = {
     "json": Json,
     "json_schema": JsonSchema,
     "refusal": Refusal,
+    "answered": Finished,
     "embedding": EmbeddingSimilarity,
     "instructions": Instructions,
     "tool_call": ToolCall,
