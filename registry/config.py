@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from registry.models import BUCKETS, Condition, ShadowArm, check_name, check_weights
+from registry.redact import KINDS, Kind
 
 EngineName = Literal["llama.cpp", "vllm", "external", "hosted"]
 ARTIFACT_KINDS = ("file:", "pypi:")
@@ -231,6 +232,23 @@ class CacheConfig(Section):
     ttl_s: float = Field(3600.0, gt=0)
 
 
+class SamplesConfig(Section):
+    """Requests that are kept with what they asked and got, for drift and for test cases. Off until a rate is set."""
+
+    rate: float = Field(0.0, ge=0, le=1, description="The share of requests, e.g. 0.05; those to MODEL@LABEL never.")
+    store: Literal["none", "features", "text"] = Field(
+        "features",
+        description="What is kept: `features` (figures such as lengths, no text), `text` (redacted prompts and answers "
+        "too), or `none`.",
+    )
+    bytes_max: int = Field(
+        65536, ge=1024, le=1024 * 1024, description="Of a request's body and its answer; the rest is cut off."
+    )
+    redact: tuple[Kind, ...] = Field(KINDS, description="What is replaced in every text before it is kept.")
+    keep_days: float = Field(30.0, gt=0, le=3650)
+    keep_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024, description="The oldest samples go first.")
+
+
 class ModelConfig(Section):
     """One public model."""
 
@@ -260,6 +278,7 @@ class ModelConfig(Section):
     retry: RetryConfig = RetryConfig()
     admission: AdmissionConfig = AdmissionConfig()
     cache: CacheConfig = CacheConfig()
+    samples: SamplesConfig = SamplesConfig()
 
     @field_validator("sticky")
     @classmethod

@@ -19,6 +19,7 @@ from serving.router.table import Key, Model, Table, Version
 from serving.router.upstream import Backend
 
 if TYPE_CHECKING:
+    from serving.router.sampling import Sampling
     from serving.router.shadow import Lane
 
 HEADER: Final = b"header"
@@ -62,6 +63,7 @@ class ModelState:
         "larger_context",
         "rules",
         "salt",
+        "samples",
         "shadows",
         "sticky",
         "versions",
@@ -77,6 +79,8 @@ class ModelState:
         """Set by the router, where answers are kept for when no engine can give one."""
         self.shadows: tuple[tuple[VersionState, Lane], ...] = ()
         """Set by `shadow`, which knows what is under way."""
+        self.samples: Sampling | None = None
+        """Set by the router, where requests are sampled."""
         for label, version in versions.items():
             version.affinity_seed = (hash((config.name, label)) or 1) if config.affinity else 0
             version.continuers = _continuers(label, config, versions)

@@ -81,6 +81,10 @@ def test_numbers_that_are_there_are_not_given_again() -> None:
     ]
 
 
+def test_addresses_without_anything_between_them_go_together() -> None:
+    assert redact(["to ann.b@example.org.ann.c@example.org."])[0] == ["to <email-1>"]
+
+
 def test_only_the_kinds_asked_for_go() -> None:
     assert redact(["a@x.org at 10.0.0.1"], kinds=("ip",))[0] == ["a@x.org at <ip-1>"]
 
