@@ -178,6 +178,17 @@ def permutation_p(observed: float, permuted: Array) -> float:
     return (1 + hits) / (1 + len(permuted))
 
 
+def joint_p(observed: Sequence[float], permuted: Sequence[Array]) -> float:
+    """The p of the smallest of several tests' p, all over the same permutations (Westfall and Young 1993's min-p)."""
+    ranks = []
+    for value, others in zip(observed, permuted, strict=True):
+        together = np.append(others, value)
+        together = np.where(np.abs(together - value) <= _TIE * abs(value) + 1e-12, value, together)
+        ranks.append(stats.rankdata(-together, method="max"))
+    least = np.min(ranks, axis=0)
+    return float((least <= least[-1]).mean())
+
+
 def ks(reference: Array, current: Array) -> float:
     """Kolmogorov-Smirnov's D: the largest difference of the two distribution functions."""
     labels = np.zeros((1, len(reference) + len(current)), dtype=np.float32)
