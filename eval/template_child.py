@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-LIMIT_CPU_S = 2.0
+LIMIT_CPU_S = 1.0
 LIMIT_BYTES = 512 * 1024 * 1024
 LIMIT_CHARACTERS = 1_000_000
 
@@ -47,9 +47,9 @@ def fill(template: Template, values: dict[str, Any]) -> str:
 def complaint(error: BaseException) -> dict[str, Any]:
     """What is wrong, and in which line of the template."""
     if isinstance(error, TemplateSyntaxError):
-        return {"error": error.message or "bad syntax", "line": error.lineno}
+        return {"error": (error.message or "bad syntax").rstrip("."), "line": error.lineno}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"it needs more than {LIMIT_BYTES // 1024**2} MiB"
     elif "no loader for this environment" in text:

@@ -73,7 +73,7 @@ class Renderer:
     def _end(self) -> str:
         code = self._process.wait()
         if code == -signal.SIGPROF:
-            return "was stopped after 2 s of processor time"
+            return "was stopped after 1 s of processor time"
         return f"ended its process (exit {code})"
 
 
