@@ -34,6 +34,7 @@ from eval.scorers.base import (
     ScorerError,
     Tools,
 )
+from eval.scorers.code import PythonTests
 from eval.scorers.embedding import EmbeddingSimilarity
 from eval.scorers.instructions import Instructions
 from eval.scorers.likelihood import LikelihoodChoice
@@ -61,6 +62,7 @@ SCORERS: Final[Mapping[str, type[Scorer]]] = {
     "rouge": Rouge,
     "bleu": Bleu,
     "chrf": Chrf,
+    "python_tests": PythonTests,
 }
 
 

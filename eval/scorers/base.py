@@ -65,8 +65,6 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """It ran to its end without an exception, within its limits."""
     reason: str = ""
     """Why not, in one line."""
-    output: str = ""
-    """What it printed, cut at the sandbox's limit."""
     wall_s: float = 0.0
 
 
