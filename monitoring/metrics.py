@@ -96,6 +96,18 @@ class WorkerState:
     connections: int = 0
     loop_lag_s: float = 0.0
     generation: int = 0
+    samples_lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCounts:
+    """Totals of samples and feedback."""
+
+    samples: Mapping[Version, float] = field(default_factory=dict)
+    feedback: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """(model, label, positive | neutral | negative)"""
+    ignored: Mapping[str, float] = field(default_factory=dict)
+    """Reason -> feedback that was not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +145,7 @@ class Snapshot:
     sampler: SamplerStatus | None = None
     statement: Statement | None = None
     ledger: LedgerState | None = None
+    samples: SampleCounts = field(default_factory=SampleCounts)
 
 
 class Metrics(Collector):
@@ -173,6 +186,7 @@ class Metrics(Collector):
         yield from _workers(snapshot)
         yield from _routes(snapshot)
         yield _queues(snapshot)
+        yield from _samples(snapshot)
         yield from collect_devices(snapshot.devices, snapshot.engine_memory)
         if snapshot.sampler is not None:
             yield from collect_sampler(snapshot.sampler)
@@ -281,6 +295,29 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
         for worker in snapshot.workers:
             family.add_metric([worker.worker], float(getattr(worker, attribute)))
         yield family
+
+
+def _samples(snapshot: Snapshot) -> Iterator[Metric]:
+    lost = CounterMetricFamily(
+        "modelyard_samples_lost_total", "Samples and feedback that the worker had no room for.", labels=["worker"]
+    )
+    for worker in snapshot.workers:
+        lost.add_metric([worker.worker], worker.samples_lost)
+    taken = CounterMetricFamily("modelyard_samples_total", "Requests kept as samples.", labels=["model", "version"])
+    said = CounterMetricFamily(
+        "modelyard_feedback_total", "Feedback on requests, by its sign.", labels=["model", "version", "score"]
+    )
+    for model, version in sorted({*snapshot.versions, *snapshot.samples.samples}):
+        taken.add_metric([model, version], snapshot.samples.samples.get((model, version), 0))
+    starts = {(*version, score) for version in snapshot.versions for score in ("positive", "negative")}
+    for key in sorted(starts | snapshot.samples.feedback.keys()):
+        said.add_metric(key, snapshot.samples.feedback.get(key, 0))
+    ignored = CounterMetricFamily(
+        "modelyard_feedback_ignored_total", "Feedback without a request, or with another key.", labels=["reason"]
+    )
+    for reason in ("unknown_request", "other_key"):
+        ignored.add_metric([reason], snapshot.samples.ignored.get(reason, 0))
+    yield from (lost, taken, said, ignored)
 
 
 def _queues(snapshot: Snapshot) -> Metric:

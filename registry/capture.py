@@ -8,6 +8,7 @@ A file is written whole and then given its name, so that a name that ends in SUF
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Final
 
@@ -20,6 +21,8 @@ SUFFIX: Final = ".smp"
 SCORES: Final = {"up": 1.0, "down": -1.0}
 """Thumbs, as numbers."""
 LABEL_CHARS_MAX: Final = 64
+LABEL: Final = re.compile(r"^[A-Za-z0-9_.:-]*$")
+"""A label is a category, such as `wrong`, and no text."""
 COMMENT_BYTES_MAX: Final = 2048
 TARGET_BYTES_MAX: Final = 16 * 1024
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from prometheus_client import CollectorRegistry
 
 from monitoring.cost import Prices, TokenPrice
-from monitoring.metrics import EngineState, LedgerState, Metrics, Snapshot, WorkerState
+from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import Sampler
 from monitoring.settle import view
@@ -80,6 +80,7 @@ class Accounts:
         prices: Callable[[], Prices],
         live: Callable[[], Live],
         token_prices: Callable[[], Mapping[str, TokenPrice]] = dict,
+        sample_counts: Callable[[], SampleCounts] = SampleCounts,
         version: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +91,8 @@ class Accounts:
         self._prices = prices
         self._live = live
         self._token_prices = token_prices
+        self._sample_counts = sample_counts
+        self._samples = SampleCounts()
         self._clock = clock
         self._window = RecentWindow()
         self._arrived: list[RequestRecord] = []
@@ -142,6 +145,7 @@ class Accounts:
         """What Prometheus reads now. Where the ledger cannot be read, its totals are the last ones known."""
         try:
             await self._catch_up()
+            self._samples = await asyncio.to_thread(self._sample_counts)
         except (RegistryError, OSError):
             log.exception("the totals could not be read; a scrape shows those read last")
         now = self._clock()
@@ -210,6 +214,7 @@ class Accounts:
                 engine_memory=self.sampler.engine_memory(),
                 sampler=self.sampler.status(),
                 statement=figures.statement,
+                samples=self._samples,
                 ledger=LedgerState(max(0.0, now - figures.at), max(0.0, now - figures.watermark)),
             )
         )
@@ -233,4 +238,5 @@ def _worker_state(status: WorkerStatus) -> WorkerState:
         connections=stats.connections if stats else 0,
         loop_lag_s=stats.loop_lag_s if stats else 0.0,
         generation=status.generation,
+        samples_lost=stats.samples_lost if stats else 0,
     )

@@ -39,6 +39,7 @@ from serving.control.admin_models import Health, Readiness, Restart, Status
 from serving.control.apply import RefusedError
 from serving.control.changes import Changes
 from serving.control.plan import Plan
+from serving.control.samples import Samples
 from serving.errors import ApiError, envelope
 
 log = logging.getLogger("modelyard.admin")
@@ -96,6 +97,8 @@ class Control(Protocol):
     def registry(self) -> Registry: ...
     @property
     def changes(self) -> Changes: ...
+    @property
+    def samples(self) -> Samples: ...
 
     async def scrape(self) -> CollectorRegistry: ...
 
@@ -118,6 +121,7 @@ class Control(Protocol):
 
 def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
+    from serving.control.admin_feedback import feedback_routes  # noqa: PLC0415 - as below
     from serving.control.admin_keys import key_routes  # noqa: PLC0415 - as below
     from serving.control.admin_live import live_routes  # noqa: PLC0415 - they import this module's dependencies
     from serving.control.admin_registry import registry_routes  # noqa: PLC0415
@@ -134,6 +138,7 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     app.include_router(registry_routes(control), prefix="/admin/v1")
     app.include_router(live_routes(control), prefix="/admin/v1")
     app.include_router(key_routes(control), prefix="/admin/v1")
+    app.include_router(feedback_routes(control), prefix="/admin/v1")
     _handle_errors(app)
 
     @app.get("/health", summary="Whether the control plane answers", tags=["monitoring"])

@@ -33,6 +33,7 @@ from serving.control.health import readiness
 from serving.control.outlets import Outlets
 from serving.control.plan import Plan
 from serving.control.publisher import Publisher
+from serving.control.samples import Samples
 from serving.control.status import (
     device_view,
     inflight_of,
@@ -66,6 +67,7 @@ class Parts:
     sampler: Sampler
     accounts: Accounts
     outlets: Outlets
+    samples: Samples
 
 
 class Desk:
@@ -87,6 +89,10 @@ class Desk:
     @property
     def changes(self) -> Changes:
         return self._parts.changes
+
+    @property
+    def samples(self) -> Samples:
+        return self._parts.samples
 
     async def scrape(self) -> CollectorRegistry:
         return await self._parts.accounts.scrape()

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from registry.capture import COMMENT_BYTES_MAX, LABEL_CHARS_MAX, SCORES, TARGET_BYTES_MAX, FeedbackGiven
+from registry.capture import COMMENT_BYTES_MAX, LABEL, LABEL_CHARS_MAX, SCORES, TARGET_BYTES_MAX, FeedbackGiven
 from serving.errors import ApiError
 
 PATH: Final = "/v1/feedback"
@@ -52,11 +52,14 @@ def read(body: bytes, *, key_id: str, at: float) -> FeedbackGiven:
         raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
     if not _REQUEST_ID.fullmatch(form.request_id):
         raise _wrong("request_id", "must be the `x-request-id` of an answer")
+    label = form.label or ""
+    if len(label) > LABEL_CHARS_MAX or not LABEL.fullmatch(label):
+        raise _wrong("label", f"must be at most {LABEL_CHARS_MAX} letters, digits, `_`, `.`, `:` and `-`")
     return FeedbackGiven(
         request_id=form.request_id,
         at=at,
         score=score_of(form.score),
-        label=_bounded("label", form.label or "", LABEL_CHARS_MAX),
+        label=label,
         comment=_bounded("comment", form.comment or "", COMMENT_BYTES_MAX),
         target=_bounded("target", form.target or "", TARGET_BYTES_MAX),
         key_id=key_id,
