@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from eval.commands import compare, drift, report, run
+from eval.commands import compare, drift, flips, harness, report, run, suites
 
 app = typer.Typer(
     help="Run suites, compare two versions, report drift.",
@@ -18,8 +18,11 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command(epilog=compare.EXIT_CODES)(compare.compare)
+app.command()(flips.flips)
 app.command()(drift.drift)
+app.command()(harness.harness)
 app.add_typer(report.app, name="report")
+app.add_typer(suites.app, name="suites")
 
 
 @app.callback()

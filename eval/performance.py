@@ -75,5 +75,30 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
     return busy
 
 
+def busy_shares(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Each span's share of the busy time: a moment with N spans open belongs 1/N to each. Sums to busy_seconds.
+
+    The same division as the yard's own (monitoring.attribution), of the run's requests alone.
+    """
+    edges = sorted(
+        (at, starts, index)
+        for index, (start, stop) in enumerate(spans)
+        if stop > start
+        for at, starts in ((start, True), (stop, False))
+    )
+    shares, begun_at = [0.0] * len(spans), [0.0] * len(spans)
+    so_far, reached, opened = 0.0, 0.0, 0
+    for at, starts, index in edges:
+        if opened:
+            so_far += (at - reached) / opened
+        reached = at
+        if starts:
+            begun_at[index] = so_far
+        else:
+            shares[index] = so_far - begun_at[index]
+        opened += 1 if starts else -1
+    return shares
+
+
 def _quantile(values: Sequence[float], share: float) -> float | None:
     return float(np.quantile(values, share)) if values else None

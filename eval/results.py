@@ -74,6 +74,23 @@ class RunKey(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(_encoder.encode(self)).hexdigest()[:KEY_CHARACTERS]
 
 
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run's requests cost, on one basis. Bases must not be added up."""
+
+    basis: str
+    """`allocated`, `busy`, `energy`, or `engine-seconds` where the price is the user's."""
+    method: str
+    """How the amount was found, in words."""
+    currency: str
+    amount: float
+    answered: int
+    """The answers that it paid for; those of the response cache are not among them."""
+
+    @property
+    def per_1k_requests(self) -> float | None:
+        return 1000 * self.amount / self.answered if self.answered else None
+
+
 class RunInfo(msgspec.Struct, kw_only=True):
     """`run.json`."""
 
@@ -87,6 +104,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     started_at: float
     """Unix seconds."""
     finished_at: float | None = None
+    costs: list[Spent] = []
+    """Of all sittings; empty where nothing told it."""
     schema: int = 1
 
 
@@ -175,7 +194,7 @@ class Run:
             raise RunError(f"{self.folder} holds no readable run.json ({error}): remove the folder") from error
 
     def write_info(self, info: RunInfo) -> None:
-        _replace(self.folder / "run.json", msgspec.json.format(_encoder.encode(info)))
+        write_whole(self.folder / "run.json", msgspec.json.format(_encoder.encode(info)))
 
     def samples(self) -> dict[tuple[str, int], Sample]:
         """Every sample so far, the last one of each (case, repeat)."""
@@ -377,7 +396,8 @@ def _unwritten(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({cause}): make room there; the same command goes on from what is kept")
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole, even after a crash."""
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")  # two processes may begin one run at once
     with temporary.open("xb") as file:
         file.write(data)

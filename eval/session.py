@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval import embeddings, endpoint, loaders, runner, scorers
+from eval import assessment, costs, embeddings, endpoint, loaders, runner, scorers
 from eval.cache import ResponseCache
 from eval.errors import RequestRefusedError, RunError
-from eval.results import Run, RunKey, RunStore, Subject
+from eval.floors import Floor, Floors
+from eval.results import Run, RunKey, RunStore, Spent, Subject
 from eval.suite import Suite
 from registry.state import StateDir
-from registry.terminal import progress
+from registry.terminal import UserError, progress
 
 MARGIN = 0.05
 """δ where neither the command nor the suite gives one."""
@@ -42,6 +44,8 @@ class Settings:
     fresh: bool = False
     slices: tuple[str, ...] = ()
     use_cache: bool = True
+    price: tuple[float, str] | None = None
+    """Per hour of the engine's device, and its currency; where no admin API tells what a run cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,14 @@ class Session:
         self.suite = whole.sliced(settings.slices).limited(settings.limit)
         self.endpoint = endpoint.find(settings.url, settings.admin_url, self.state)
         self.store = RunStore(self.state.runs)
+        self.floors = Floors(self.state.root / "floors")
         needs = scorers.needs({case.scorer.name for case in self.suite.cases})
         self._cache = (
             ResponseCache(self.state.root / "cache" / "answers.sqlite", reading=not settings.fresh)
             if settings.use_cache
             else None
         )
-        self._tools = scorers.Tools(embed=embeddings.require().embed if scorers.EMBED in needs else None)
+        self._tools = tools.prepare(needs)
 
     def subject(self, ref: str) -> Subject:
         """What `ref` stands for at the server."""
@@ -93,16 +98,42 @@ class Session:
         plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency, verify, self._cache)
         return Job(plan, run.finished, begun)
 
-    def pair(self, baseline: str, candidate: str) -> tuple[Job, Job]:
-        """The two runs of a comparison. Of one version with itself (A/A), the second is a run of its own."""
-        left, right = self.subject(baseline), self.subject(candidate)
-        return self.job(left), self.job(right, twin=left.identity == right.identity)
+    def contest(self, baseline: str, candidates: Sequence[str]) -> tuple[Job, list[Job]]:
+        """The runs of a comparison. Of a version with itself (A/A), the second is a run of its own.
 
-    def twin(self, job: Job) -> Run | None:
-        """The finished second run of the job's version, which tells the noise floor, if there is one."""
+        Raises UserError where two candidates are one version.
+        """
+        left, rights = self.subject(baseline), [self.subject(ref) for ref in candidates]
+        seen: dict[str, str] = {}
+        for right in rights:
+            if right.identity in seen:
+                twice = f"{seen[right.identity]} and {right.ref} are the same version"
+                raise UserError(f"{twice}: name each candidate once")
+            seen[right.identity] = right.ref
+        return self.job(left), [self.job(right, twin=left.identity == right.identity) for right in rights]
+
+    def floor(self, job: Job, alpha: float) -> Floor | None:
+        """The noise floor of the job's version on this suite: measured where its second run is finished, else the one
+        that is kept. Call it when the job is finished."""
         subject = job.plan.subject
-        found = self.store.latest(self.suite, subject, self.key(subject, twin=True))
-        return found if found is not None and found.finished else None
+        kept = self.floors.get(self.suite.digest, subject.identity)
+        twin = self.store.latest(self.suite, subject, self.key(subject, twin=True))
+        if twin is None or not twin.finished or (kept is not None and kept.run == twin.name):
+            return kept
+        found = assessment.measure_floor(job.run, twin, alpha=alpha, seed=self.settings.seed)
+        if found is None:
+            return kept
+        found = replace(found, measured_at=time.time())
+        self.floors.put(self.suite.digest, subject.identity, found)
+        return found
+
+    def margin(self, given: float | None, subject: Subject) -> float:
+        """δ: the command's, else the suite's, else MARGIN, or the baseline's noise where that is larger."""
+        for value in (given, self.suite.margin):
+            if value is not None:
+                return value
+        floor = self.floors.get(self.suite.digest, subject.identity)
+        return max(MARGIN, floor.bound) if floor is not None else MARGIN
 
     def execute(self, jobs: list[Job]) -> None:
         """Do what is missing, one run after another, with one bar each where a terminal shows it.
@@ -130,6 +161,8 @@ class Session:
             display.update(bar, completed=tally.done, description=f"{ref}{score}{cached}{failed}")
 
         tally = runner.Tally(job.plan.total, on_change=show)
+        began = time.time()
+        before = None if job.was_finished else self._books(job)
         try:
             runner.execute(job.plan, tally, tools=self._tools)
         except KeyboardInterrupt:
@@ -139,6 +172,32 @@ class Session:
                 "the same command goes on from there\n"
             )
             raise
+        if not job.was_finished:
+            self._account(job, before, began)
+
+    def _books(self, job: Job) -> costs.Books | None:
+        """The yard's books, where the run's requests will be in them."""
+        subject = job.plan.subject
+        return costs.read(self.endpoint) if subject.digest and subject.url == self.endpoint.url else None
+
+    def _account(self, job: Job, before: costs.Books | None, began: float) -> None:
+        """Note what the sitting cost."""
+        samples = job.run.samples().values()
+        requests, answered = costs.asked(samples, began)
+        spent: list[Spent] = []
+        if before is not None:
+            version = job.plan.subject.model
+            after = costs.read_after(self.endpoint, version, before, requests)
+            if after is not None:
+                spent = costs.of_sitting(before, after, version, requests=requests, answered=answered)
+                spent = costs.added(job.run.info().costs, spent)
+        elif self.settings.price is not None:
+            spent = costs.at_price(samples, *self.settings.price)
+        if spent:
+            with job.run.lock():
+                info = job.run.info()
+                info.costs = spent
+                job.run.write_info(info)
 
 
 def state_of(job: Job) -> str:

@@ -17,6 +17,7 @@ from eval.commands.options import (
     Json,
     Limit,
     NoCache,
+    Price,
     Repeats,
     Seed,
     Slices,
@@ -43,11 +44,18 @@ def compare(
     suite: SuiteName,
     baseline: Annotated[str, typer.Option(metavar="REF", help="assistant@v1, or URL#MODEL.")],
     candidate: Annotated[
-        str, typer.Option(metavar="REF", help="assistant@v2, or URL#MODEL; the baseline again for A/A.")
+        list[str],
+        typer.Option(metavar="REF", help="assistant@v2, or URL#MODEL; the baseline again for A/A; repeat for more."),
     ],
     margin: Annotated[
-        float | None, typer.Option(help="δ: how much lower the mean score may be [default: the suite's, else 0.05].")
+        float | None,
+        typer.Option(
+            help="δ: how much lower the mean score may be [default: the suite's, else 0.05 or the noise floor]."
+        ),
     ] = None,
+    with_floor: Annotated[
+        bool, typer.Option("--aa", help="Run the baseline against itself too: the noise floor, kept for later.")
+    ] = False,
     alpha: Alpha = 0.05,
     flips: Annotated[int, typer.Option(metavar="N", help="Flips to show each way.")] = 5,
     url: Url = None,
@@ -60,59 +68,84 @@ def compare(
     slices: Slices = None,
     fresh: Fresh = False,
     no_cache: NoCache = False,
+    price: Price = None,
     json: Json = False,
 ) -> None:
-    """Compare two versions on a suite: scores, paired difference, verdict, flips, drift, speed, cost.
+    """Compare versions on a suite: scores, paired difference, verdict, flips, drift, speed, cost.
+
+    Several candidates are decided as one family (Holm); then the exit code is 0 where all pass, 1 where one is worse.
 
     Example: modelyard eval compare quickstart --baseline assistant@v1 --candidate assistant@v2
     """
     with plainly():
         settings = settings_of(
-            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache
+            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache, price
         )
         if margin is not None and not 0 <= margin < 1:
             raise terminal.UserError(f"--margin is {margin}: it is a share of the score, between 0 and 1")
         if flips < 0:
             raise terminal.UserError(f"--flips is {flips}: it must be 0 or more")
-        code = _compare(open_session(settings), baseline, candidate, margin=margin, alpha=alpha, flips=flips, json=json)
+        code = _compare(
+            open_session(settings),
+            baseline,
+            candidate,
+            margin=margin,
+            alpha=alpha,
+            flips=flips,
+            with_floor=with_floor,
+            json=json,
+        )
     raise SystemExit(int(code))
 
 
 def _compare(
-    session: Session, baseline: str, candidate: str, *, margin: float | None, alpha: float, flips: int, json: bool
+    session: Session,
+    baseline: str,
+    candidates: list[str],
+    *,
+    margin: float | None,
+    alpha: float,
+    flips: int,
+    with_floor: bool,
+    json: bool,
 ) -> ExitCode:
-    from eval import assessment, compare  # noqa: PLC0415 - heavy
+    from eval import contest, verdict  # noqa: PLC0415 - heavy
     from eval.reports import document  # noqa: PLC0415 - heavy
     from eval.reports import terminal as tables  # noqa: PLC0415 - heavy
-    from eval.session import MARGIN, state_of  # noqa: PLC0415 - heavy
 
     suite = session.suite
-    delta = next(value for value in (margin, suite.margin, MARGIN) if value is not None)
-    left, right = session.pair(baseline, candidate)
-    states = state_of(left), state_of(right)
-    planned = compare.planned_effects(len(suite.cases), alpha, (compare.TYPICAL_DISCORDANCE, 0.2))
+    planned = contest.plan(session, baseline, candidates, margin=margin, alpha=alpha, with_floor=with_floor)
     out = terminal.console()
     if not json:
-        sides = [("baseline", left.plan.subject, states[0]), ("candidate", right.plan.subject, states[1])]
-        repeats = left.plan.key.repeats
-        tables.plan(out, suite, sides, repeats=repeats, margin=delta, alpha=alpha, planned=planned)
-    session.execute([left, right])
-    with terminal.busy("Comparing"):
-        found = assessment.assess(
-            assessment.party(left.plan.subject, left.run, session.endpoint),
-            assessment.party(right.plan.subject, right.run, session.endpoint),
-            twin=session.twin(left),
-            gates=suite.gates,
-            margin=delta,
+        jobs = [planned.baseline, *planned.candidates]
+        names = ["baseline", *["candidate"] * len(planned.candidates)]
+        tables.plan(
+            out,
+            suite,
+            [(name, job.plan.subject, state) for name, job, state in zip(names, jobs, planned.states, strict=True)],
+            repeats=planned.baseline.plan.key.repeats,
+            margin=planned.margin,
             alpha=alpha,
-            seed=session.settings.seed,
+            planned=planned.planned,
         )
+    found = contest.decide(session, planned, gates=suite.gates, alpha=alpha)
+    overall = verdict.of_candidates([one.result.verdict for one in found])
     if json:
         terminal.print_json(
-            document.of_comparison(
-                found, suite, margin=delta, alpha=alpha, seed=session.settings.seed, planned=planned, states=states
+            document.of_comparisons(
+                found,
+                suite,
+                margin=planned.margin,
+                alpha=alpha,
+                seed=session.settings.seed,
+                planned=planned.planned,
+                states=planned.states,
+                exit_code=int(document.EXIT[overall]),
             )
         )
-    else:
-        tables.comparison(out, found, alpha=alpha, flips=flips)
-    return document.EXIT[found.result.verdict.kind]
+        return document.EXIT[overall]
+    for one in found:
+        tables.comparison(out, one, alpha=alpha, flips=flips)
+    if len(found) > 1:
+        tables.family(out, found, alpha=alpha)
+    return document.EXIT[overall]

@@ -6,6 +6,7 @@ Everything heavy is imported inside a function, so that `--help` stays quick.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from eval.session import Session, Settings
 
 SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite's name, or the path of a suite.yaml.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's name or a part of it that fits one run (eval report list).")
+]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +51,13 @@ Fresh = Annotated[
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Take no kept answer, and keep none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Price = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRICE",
+        help="Of an hour of the engine's device, e.g. 0.5EUR, where no admin API tells what a run cost.",
+    ),
+]
 Alpha = Annotated[float, typer.Option(help="Two-sided error rate of intervals and tests.")]
 
 
@@ -87,6 +98,7 @@ def settings_of(
     alpha: float,
     slices: list[str] | None = None,
     no_cache: bool = False,
+    price: str | None = None,
 ) -> Settings:
     with terminal.busy("Loading the evaluation tools"):
         from eval.session import Settings  # noqa: PLC0415 - heavy
@@ -99,8 +111,29 @@ def settings_of(
     check_alpha(alpha)
     chosen = tuple(slices or ())
     return Settings(
-        suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, chosen, use_cache=not no_cache
+        suite,
+        url,
+        admin_url,
+        state_dir,
+        concurrency,
+        seed,
+        repeats,
+        limit,
+        fresh,
+        chosen,
+        use_cache=not no_cache,
+        price=_price(price),
     )
+
+
+def _price(text: str | None) -> tuple[float, str] | None:
+    """`0.5EUR` as amount and currency."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]{3})", text.strip())
+    if found is None:
+        raise terminal.UserError(f"--price is {text!r}: give an amount and a currency, e.g. 0.5EUR")
+    return float(found[1]), found[2].upper()
 
 
 def check_alpha(alpha: float) -> None:

@@ -18,6 +18,7 @@ from eval.commands.options import (
     Json,
     Limit,
     NoCache,
+    Price,
     Repeats,
     Seed,
     Slices,
@@ -44,6 +45,7 @@ def run(
     slices: Slices = None,
     fresh: Fresh = False,
     no_cache: NoCache = False,
+    price: Price = None,
     alpha: Alpha = 0.05,
     json: Json = False,
 ) -> None:
@@ -55,7 +57,7 @@ def run(
         from eval.session import state_of  # noqa: PLC0415 - heavy
 
         settings = settings_of(
-            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache
+            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache, price
         )
         session = open_session(settings)
         job = session.job(session.subject(model))

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
 from eval.assessment import Assessment, Party
 from eval.compare import Comparison
 from eval.performance import Performance
@@ -38,6 +40,27 @@ def of_suite(suite: Suite) -> dict[str, Any]:
         "cases": len(suite.cases),
         "slices": suite.slices,
     }
+
+
+def of_comparisons(
+    found: Sequence[Assessment],
+    suite: Suite,
+    *,
+    margin: float,
+    alpha: float,
+    seed: int,
+    planned: Sequence[tuple[float, float]],
+    states: Sequence[str],
+    exit_code: int,
+) -> dict[str, Any]:
+    """The one JSON object of `eval compare`; of several candidates, the object of each under `comparisons`."""
+    each = [
+        of_comparison(
+            one, suite, margin=margin, alpha=alpha, seed=seed, planned=planned, states=(states[0], states[1 + index])
+        )
+        for index, one in enumerate(found)
+    ]
+    return each[0] if len(each) == 1 else {"comparisons": each, "exit_code": exit_code}
 
 
 def of_comparison(
@@ -73,6 +96,8 @@ def of_comparison(
             "unpaired": [asdict(one) for one in result.unpaired],
             "drift": asdict(found.drift) if found.drift else None,
             "noise_floor": asdict(found.floor) if found.floor else None,
+            "ratios": [asdict(one) for one in found.ratios],
+            "candidates": found.family,
         }
     )
     return value
@@ -86,7 +111,8 @@ def of_group(group: Comparison) -> dict[str, Any]:
 def of_run(run: Run) -> dict[str, Any]:
     """One line of the list of runs."""
     info, samples = run.info(), run.samples().values()
-    scores = [sample.score for sample in samples if sample.score is not None]
+    scored = [(sample.score, sample.weight) for sample in samples if sample.score is not None]
+    weight = math.fsum(weight for _, weight in scored)
     return {
         "run": run.name,
         "suite": info.suite,
@@ -99,12 +125,14 @@ def of_run(run: Run) -> dict[str, Any]:
         "done": sum(1 for sample in samples if sample.final),
         "planned": info.planned,
         "failed": sum(1 for sample in samples if sample.error),
-        "score": math.fsum(scores) / len(scores) if scores else None,
+        "score": math.fsum(score * weight for score, weight in scored) / weight if weight else None,
         "seed": info.key.seed,
         "repeats": info.key.repeats,
         "twin": info.key.twin,
         "started_at": info.started_at,
         "finished_at": info.finished_at,
+        "cached": sum(1 for sample in samples if sample.cached),
+        "costs": [msgspec.to_builtins(one) for one in info.costs],
     }
 
 
@@ -139,6 +167,7 @@ def _party(party: Party, state: str) -> dict[str, Any]:
         "state": state,
         "performance": asdict(party.performance) | {"busy_s_per_1k": party.performance.busy_s_per_1k},
         "costs": [asdict(cost) for cost in party.costs],
+        "spent": [asdict(cost) for cost in party.spent],
     }
 
 

@@ -6,6 +6,7 @@ Owns: what is shown in which order, and how figures are rounded. Never: computin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -15,9 +16,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from eval.assessment import Assessment, Flip, Floor, Party
+from eval.assessment import Assessment, Flip, Party, Ratio
 from eval.compare import Comparison
 from eval.drift import Drift, Estimate
+from eval.floors import Floor
 from eval.performance import Performance
 from eval.results import Sample, Subject
 from eval.statistics import Interval
@@ -82,6 +84,7 @@ def comparison(console: Console, found: Assessment, *, alpha: float, flips: int)
     if found.drift:
         drift(console, found.drift, found.floor)
     _parties(console, found.baseline, found.candidate)
+    _ratios(console, found.ratios)
     kind = result.verdict.kind
     name = f"{escape(found.candidate.subject.ref)} against {escape(found.baseline.subject.ref)}"
     console.print(f"[bold]verdict[/]  {name}: [bold {_COLOURS[kind]}]{escape(result.verdict.text)}[/]")
@@ -210,8 +213,86 @@ def _parties(console: Console, baseline: Party, candidate: Party) -> None:
         table.add_row(f"cost per 1k requests, {basis} ({method}; all traffic so far)", *cells)
     if not bases:
         table.add_row("cost per 1k requests", "no admin API", "no admin API")
+    _cost_rows(table, baseline, candidate)
     console.print(table)
     console.print()
+
+
+def browse(console: Console, baseline: str, candidate: str, found: Sequence[Flip], *, one: bool) -> None:
+    """Flips in full, a screen at a time where a terminal shows them."""
+    with console.pager(styles=True) if console.is_terminal and not one else nullcontext():
+        console.print(f"[bold]{escape(baseline)}[/] against [bold]{escape(candidate)}[/]: {len(found)}\n")
+        for number, flip in enumerate(found, start=1):
+            kind = "gained" if flip.gained else "lost" if flip.candidate_score < flip.baseline_score else "same"
+            where = f"  slice {flip.slice}" if flip.slice else ""
+            console.print(f"[bold]{number}/{len(found)} {escape(flip.case)}[/]  {kind}  {flip.scorer}{escape(where)}")
+            rows = [
+                ("prompt", flip.prompt, ""),
+                ("target", flip.target, ""),
+                ("baseline", flip.baseline, _worth(flip.baseline_score, flip.baseline_detail)),
+                ("candidate", flip.candidate, _worth(flip.candidate_score, flip.candidate_detail)),
+            ]
+            for name, text, worth in rows:
+                console.print(f"  [dim]{name:<9}[/] {escape(worth)}".rstrip())
+                console.print(Padding(escape(text), (0, 0, 0, 4), expand=False))
+            console.print()
+
+
+def _worth(score: float, detail: str) -> str:
+    return f"{score:g}" + (f"  {detail}" if detail else "")
+
+
+def family(console: Console, found: Sequence[Assessment], *, alpha: float) -> None:
+    """Several candidates in a row each, decided as one family."""
+    table = _table("candidate", "n", "mean", "difference", "p (Holm)", "engine time", "verdict", no_wrap=True)
+    for one in found:
+        overall = one.result.overall
+        adjusted = [gate.p_adjusted for gate in one.result.gates]
+        engine = next((ratio for ratio in one.ratios if ratio.name == "engine time"), None)
+        kind = one.result.verdict.kind
+        table.add_row(
+            escape(one.candidate.subject.ref),
+            str(overall.n),
+            f"{overall.candidate.mean:.3f}",
+            f"{signed(overall.difference)} [{signed(overall.interval.low)}, {signed(overall.interval.high)}]",
+            f"{min(adjusted):.3g}" if adjusted else "-",
+            f"x {engine.ratio:.2f}" if engine else "-",
+            f"[{_COLOURS[kind]}]{kind}[/]",
+        )
+    console.print(table)
+    level = 100 * (1 - alpha / len(found))
+    console.print(
+        f"[dim]{len(found)} candidates against one baseline: intervals at {level:g}%, p adjusted over candidates and "
+        "gates (Holm)[/]\n"
+    )
+
+
+def _ratios(console: Console, ratios: Sequence[Ratio]) -> None:
+    """Speed and engine time, candidate / baseline, over the same samples."""
+    if not ratios:
+        return
+    table = _table("candidate / baseline, paired", "n", "ratio", "interval", "baseline", "candidate", no_wrap=True)
+    for one in ratios:
+        means = [seconds(value) if one.unit == "s" else f"{value:.1f}" for value in (one.baseline, one.candidate)]
+        low_high = f"[{one.interval.low:.2f}, {one.interval.high:.2f}]"
+        table.add_row(one.name, str(one.n), f"{one.ratio:.2f}", escape(low_high), *means)
+    console.print(table)
+    console.print()
+
+
+def _cost_rows(table: Table, baseline: Party, candidate: Party) -> None:
+    """What the two runs themselves cost, by basis."""
+    bases = dict.fromkeys((one.basis, one.currency) for party in (baseline, candidate) for one in party.spent)
+    for basis, currency in bases:
+        found = [
+            next((one for one in party.spent if (one.basis, one.currency) == (basis, currency)), None)
+            for party in (baseline, candidate)
+        ]
+        table.add_row(
+            f"this run, {basis}", *(f"{one.total:.6f} {currency}" if one else "not measured" for one in found)
+        )
+        rights = (f"{one.per_correct:.8f} {currency}" if one and one.per_correct is not None else "-" for one in found)
+        table.add_row(f"cost per correct answer, {basis}", *rights)
 
 
 def _table(first: str, *columns: str, title_rows: bool = False, no_wrap: bool = False) -> Table:
