@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval import assessment, costs, embeddings, endpoint, loaders, runner, scorers
+from eval import assessment, costs, endpoint, loaders, runner, scorers, tools
 from eval.cache import ResponseCache
 from eval.errors import RequestRefusedError, RunError
 from eval.floors import Floor, Floors
