@@ -68,6 +68,8 @@ class RunKey(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int
     twin: bool = False
     """The second run of an A/A comparison."""
+    provider: str = ""
+    """Who gave the log-likelihoods, where it was not the running engine."""
 
     @property
     def short(self) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from eval import assessment, costs, endpoint, loaders, runner, scorers, tools
 from eval.cache import ResponseCache
@@ -44,6 +46,8 @@ class Settings:
     fresh: bool = False
     slices: tuple[str, ...] = ()
     use_cache: bool = True
+    provider: str = "auto"
+    """Who gives log-likelihoods, for suites that need them (eval.providers)."""
     price: tuple[float, str] | None = None
     """Per hour of the engine's device, and its currency; where no admin API tells what a run cost."""
 
@@ -82,12 +86,21 @@ class Session:
         self._tools = tools.prepare(needs)
 
     def subject(self, ref: str) -> Subject:
-        """What `ref` stands for at the server."""
+        """What `ref` stands for at the server; in process, where all of the suite goes there, among the files."""
+        if self._likelihood and all(case.kind != "generate" for case in self.suite.cases):
+            from eval import providers  # noqa: PLC0415 - for suites that need one
+
+            wanted = providers.Wanted(self.settings.provider)
+            if providers.is_in_process(wanted):
+                return providers.locate(ref, self.state, self.endpoint)[0]
         return endpoint.resolve(self.endpoint, ref)
 
     def key(self, subject: Subject, *, twin: bool = False) -> RunKey:
         """The key of this suite on `subject` with these settings."""
-        return runner.key_of(self.suite, subject, seed=self.settings.seed, repeats=self.settings.repeats, twin=twin)
+        provider = self.settings.provider if self._likelihood and self.settings.provider != "auto" else ""
+        repeats = self.settings.repeats
+        key = runner.key_of(self.suite, subject, seed=self.settings.seed, repeats=repeats, twin=twin)
+        return msgspec.structs.replace(key, provider=provider)
 
     def job(self, subject: Subject, *, twin: bool = False) -> Job:
         """Open the run of `subject`: a finished one, a begun one, or a new one."""
@@ -164,7 +177,8 @@ class Session:
         began = time.time()
         before = None if job.was_finished else self._books(job)
         try:
-            runner.execute(job.plan, tally, tools=self._tools)
+            with self._likelihoods(job) as likelihoods:
+                runner.execute(replace(job.plan, likelihoods=likelihoods), tally, tools=self._tools)
         except KeyboardInterrupt:
             display.stop()
             sys.stderr.write(
@@ -174,6 +188,24 @@ class Session:
             raise
         if not job.was_finished:
             self._account(job, before, began)
+
+    @property
+    def _likelihood(self) -> bool:
+        return any(case.kind != "generate" for case in self.suite.cases)
+
+    @contextmanager
+    def _likelihoods(self, job: Job) -> Iterator[runner.Likelihoods | None]:
+        """Who gives the log-likelihoods that the suite needs; refused before anything is asked where nobody does."""
+        if job.was_finished or not self._likelihood:
+            yield None
+            return
+        from eval import providers  # noqa: PLC0415 - for suites that need one
+
+        wanted = providers.Wanted(self.settings.provider)
+        with closing(
+            providers.find(job.plan.subject, wanted=wanted, server=self.endpoint, state=self.state)
+        ) as provider:
+            yield provider.likelihoods
 
     def _books(self, job: Job) -> costs.Books | None:
         """The yard's books, where the run's requests will be in them."""

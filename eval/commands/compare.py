@@ -18,6 +18,7 @@ from eval.commands.options import (
     Limit,
     NoCache,
     Price,
+    Provider,
     Repeats,
     Seed,
     Slices,
@@ -69,6 +70,7 @@ def compare(
     fresh: Fresh = False,
     no_cache: NoCache = False,
     price: Price = None,
+    provider: Provider = "auto",
     json: Json = False,
 ) -> None:
     """Compare versions on a suite: scores, paired difference, verdict, flips, drift, speed, cost.
@@ -79,7 +81,20 @@ def compare(
     """
     with plainly():
         settings = settings_of(
-            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache, price
+            suite,
+            url,
+            admin_url,
+            state_dir,
+            concurrency,
+            seed,
+            repeats,
+            limit,
+            fresh,
+            alpha,
+            slices,
+            no_cache,
+            price,
+            provider,
         )
         if margin is not None and not 0 <= margin < 1:
             raise terminal.UserError(f"--margin is {margin}: it is a share of the score, between 0 and 1")

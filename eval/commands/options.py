@@ -51,6 +51,10 @@ Fresh = Annotated[
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Take no kept answer, and keep none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Provider = Annotated[
+    str,
+    typer.Option(help="Who gives log-likelihoods, where a suite needs them: auto, transformers, llama-cpp or vllm."),
+]
 Price = Annotated[
     str | None,
     typer.Option(
@@ -99,6 +103,7 @@ def settings_of(
     slices: list[str] | None = None,
     no_cache: bool = False,
     price: str | None = None,
+    provider: str = "auto",
 ) -> Settings:
     with terminal.busy("Loading the evaluation tools"):
         from eval.session import Settings  # noqa: PLC0415 - heavy
@@ -122,6 +127,7 @@ def settings_of(
         fresh,
         chosen,
         use_cache=not no_cache,
+        provider=provider,
         price=_price(price),
     )
 

@@ -19,6 +19,7 @@ from eval.commands.options import (
     Limit,
     NoCache,
     Price,
+    Provider,
     Repeats,
     Seed,
     Slices,
@@ -46,6 +47,7 @@ def run(
     fresh: Fresh = False,
     no_cache: NoCache = False,
     price: Price = None,
+    provider: Provider = "auto",
     alpha: Alpha = 0.05,
     json: Json = False,
 ) -> None:
@@ -57,7 +59,20 @@ def run(
         from eval.session import state_of  # noqa: PLC0415 - heavy
 
         settings = settings_of(
-            suite, url, admin_url, state_dir, concurrency, seed, repeats, limit, fresh, alpha, slices, no_cache, price
+            suite,
+            url,
+            admin_url,
+            state_dir,
+            concurrency,
+            seed,
+            repeats,
+            limit,
+            fresh,
+            alpha,
+            slices,
+            no_cache,
+            price,
+            provider,
         )
         session = open_session(settings)
         job = session.job(session.subject(model))
