@@ -95,7 +95,7 @@ def resolve(endpoint: Endpoint, ref: str) -> Subject:
         return _unknown(
             subject, f"{name} goes through the route, so several versions may answer; pin one with {name}@…"
         )
-    found = _version(endpoint, parsed)
+    found = version(endpoint, parsed)
     if found is None:
         return _unknown(subject, f"the admin API at {endpoint.admin_url} does not answer")
     pinned = f"{parsed.model}@{found['label']}"
@@ -144,7 +144,7 @@ def _ask_admin(endpoint: Endpoint, path: str) -> httpx.Response | None:
         return None
 
 
-def _version(endpoint: Endpoint, ref: VersionRef) -> dict[str, Any] | None:
+def version(endpoint: Endpoint, ref: VersionRef) -> dict[str, Any] | None:
     """Label and digest of the version or alias; None where the admin API is away. UserError where it is unknown."""
     answer = _ask_admin(endpoint, f"models/{quote(ref.model)}/versions/{quote(ref.label)}")
     value = _json(answer) if answer is not None else None
