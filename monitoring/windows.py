@@ -9,6 +9,7 @@ distance (distances, live_drift), capturing traffic, numpy: the control plane im
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import secrets
@@ -172,14 +173,15 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def thinned(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """At most `count` of the rows, in their order: a part that the rows' ids and the seed decide."""
+    """At most `count` of the rows, in their order: a part that their ids and the seed decide, so that parts taken page
+    by page are the part of the whole."""
     if len(rows) <= count:
         return list(rows)
-    import hashlib  # noqa: PLC0415 - for windows that are too large only
 
-    chosen = sorted(
-        range(len(rows)), key=lambda index: hashlib.blake2b(f"{seed}:{rows[index].id}:{index}".encode()).digest()
-    )
+    def key(index: int) -> bytes:
+        return hashlib.blake2b(f"{seed}:{rows[index].id}".encode()).digest()
+
+    chosen = sorted(range(len(rows)), key=key)
     return [rows[index] for index in sorted(chosen[:count])]
 
 
