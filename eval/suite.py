@@ -33,11 +33,13 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
-class ScorerSpec(msgspec.Struct, frozen=True):
+class ScorerSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """A scorer by name, with its options as written; scorers.build makes the scorer and checks them."""
 
     name: str
     options: dict[str, Any] = {}
+    revision: str = ""
+    """What else decides its verdicts (scorers.revision_of): the package that brings it, the judge and its prompts."""
 
     @classmethod
     def parse(cls, value: str | dict[str, Any]) -> ScorerSpec:
@@ -100,7 +102,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def prompt_digest(self) -> str:
-        return _digest(self.messages)
+        """Of what is asked: the messages, and whatever else the case adds to the request."""
+        beside = [self.then, self.choices, self.request, self.chat]
+        return _digest(self.messages if beside == [(), (), {}, True] else [self.messages, *beside])
 
     @property
     def target_digest(self) -> str:
