@@ -335,6 +335,11 @@ class ModelConfig(Section):
     retry: RetryConfig = RetryConfig()
     admission: AdmissionConfig = AdmissionConfig()
     cache: CacheConfig = CacheConfig()
+    require_gate: str = Field(
+        "",
+        description="A gate policy's name: a route gives a version more traffic only where it has passed that gate "
+        "against the champion (the alias, else the route's first version), or by force.",
+    )
     samples: SamplesConfig = SamplesConfig()
 
     @field_validator("sticky")

@@ -122,6 +122,7 @@ class Control(Protocol):
 def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
     from serving.control.admin_feedback import feedback_routes  # noqa: PLC0415 - as below
+    from serving.control.admin_gates import gate_routes  # noqa: PLC0415 - as below
     from serving.control.admin_keys import key_routes  # noqa: PLC0415 - as below
     from serving.control.admin_live import live_routes  # noqa: PLC0415 - they import this module's dependencies
     from serving.control.admin_registry import registry_routes  # noqa: PLC0415
@@ -138,6 +139,7 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     app.include_router(registry_routes(control), prefix="/admin/v1")
     app.include_router(live_routes(control), prefix="/admin/v1")
     app.include_router(key_routes(control), prefix="/admin/v1")
+    app.include_router(gate_routes(control), prefix="/admin/v1")
     app.include_router(feedback_routes(control), prefix="/admin/v1")
     _handle_errors(app)
 

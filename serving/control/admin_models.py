@@ -356,7 +356,9 @@ class Restart(Shape):
 
 class SetRoute(Shape):
     weights: dict[str, int] = Field(description="Label -> basis points, summing to 10000.")
-    force: bool = Field(default=False, description="Also give traffic to a version without a ready engine.")
+    force: bool = Field(
+        default=False, description="Also to a version without a ready engine, or past the gate that the model requires."
+    )
 
 
 class Rollback(Shape):

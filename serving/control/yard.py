@@ -148,6 +148,7 @@ class Yard:
             environment=engine_environment(self._path.parent),
             declared=self._declares,
             declared_url=self._declares_url,
+            required_gate=self._required_gate,
             progress=lambda: Haltable(NoProgress(), self._halt),
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
@@ -431,6 +432,11 @@ class Yard:
         """Whether the configuration in force has the version."""
         found = self.parts.config.models.get(model)
         return found is not None and label in found.versions
+
+    def _required_gate(self, model: str) -> str:
+        """The gate policy that the configuration in force requires of the model's versions; "" for none."""
+        found = self.parts.config.models.get(model)
+        return found.require_gate if found is not None else ""
 
     def _declares_url(self, url: str) -> bool:
         """Whether the configuration in force names an engine at this URL."""
