@@ -263,9 +263,9 @@ def _scorer(recipe: Recipe, row: CaseRow, target: Any, where: str) -> ScorerSpec
         raise SuiteError(f"{place}: the scorer {specs[0].name!r} goes with the kind `choose`, and this one generates")
     try:
         scorers.build(specs[0].name, specs[0].options, target)
+        return msgspec.structs.replace(specs[0], revision=scorers.revision_of(specs[0].name))
     except ValueError as error:
         raise SuiteError(f"{place}: {error}") from error
-    return specs[0]
 
 
 def _check(row: CaseRow, where: str) -> None:

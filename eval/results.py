@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import msgspec
 
 from eval.errors import RunError, StateDirError, need
+from eval.scorers.judge import Judging
 from eval.suite import Sampling, Suite
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class RunInfo(msgspec.Struct, kw_only=True):
     finished_at: float | None = None
     costs: list[Spent] = []
     """Of all sittings; empty where nothing told it."""
+    judges: list[Judging] = []
+    """Who judged by what, where the suite is scored by models."""
     schema: int = 1
 
 
@@ -306,7 +309,16 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def open(self, suite: Suite, subject: Subject, key: RunKey, *, fresh: bool, now: float) -> Run:
+    def open(
+        self,
+        suite: Suite,
+        subject: Subject,
+        key: RunKey,
+        *,
+        fresh: bool,
+        now: float,
+        judges: Sequence[Judging] = (),
+    ) -> Run:
         """The latest run of this key, or a new one where there is none (or `fresh`). Raises StateDirError."""
         stem = f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}"
         attempts = self._attempts(stem)
@@ -321,6 +333,7 @@ class RunStore:
             planned=len(suite.cases) * key.repeats,
             subject=subject,
             started_at=now,
+            judges=list(judges),
         )
         try:
             run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from eval import assessment, costs, endpoint, loaders, runner, scorers, tools
+from eval import judge as judges
 from eval.cache import ResponseCache
 from eval.errors import RequestRefusedError, RunError
 from eval.floors import Floor, Floors
+from eval.judge import HttpJudge
 from eval.results import Run, RunKey, RunStore, Spent, Subject
+from eval.scorers.judge import Judging
 from eval.suite import Suite
 from registry.state import StateDir
 from registry.terminal import UserError, progress
@@ -50,6 +53,8 @@ class Settings:
     """Who gives log-likelihoods, for suites that need them (eval.providers)."""
     price: tuple[float, str] | None = None
     """Per hour of the engine's device, and its currency; where no admin API tells what a run cost."""
+    judge: str | None = None
+    """Who judges where a scorer names nobody; else $MODELYARD_JUDGE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,11 @@ class Session:
             if settings.use_cache
             else None
         )
-        self._tools = tools.prepare(needs)
+        self._judge: HttpJudge | None = None
+        self.judgings: tuple[Judging, ...] = ()
+        if scorers.JUDGE in needs:
+            self._judge, self.judgings = self._bind_judge()
+        self._tools = tools.prepare(needs, self._judge)
 
     def subject(self, ref: str) -> Subject:
         """What `ref` stands for at the server; in process, where all of the suite goes there, among the files."""
@@ -105,7 +114,9 @@ class Session:
     def job(self, subject: Subject, *, twin: bool = False) -> Job:
         """Open the run of `subject`: a finished one, a begun one, or a new one."""
         key = self.key(subject, twin=twin)
-        run = self.store.open(self.suite, subject, key, fresh=self.settings.fresh, now=time.time())
+        run = self.store.open(
+            self.suite, subject, key, fresh=self.settings.fresh, now=time.time(), judges=self.judgings
+        )
         begun = sum(1 for sample in run.samples().values() if sample.final)
         verify = self.endpoint.verify if subject.url == self.endpoint.url else True
         plan = runner.Plan(self.suite, subject, key, run, self.settings.concurrency, verify, self._cache)
@@ -154,7 +165,7 @@ class Session:
         Where the server refuses a run altogether, those that have no sample are removed: nothing was run.
         """
         try:
-            with progress() as display, self._cache or nullcontext():
+            with progress() as display, self._cache or nullcontext(), self._judge or nullcontext():
                 for job in jobs:
                     self._one(job, display)
         except RequestRefusedError:
@@ -188,6 +199,13 @@ class Session:
             raise
         if not job.was_finished:
             self._account(job, before, began)
+
+    def _bind_judge(self) -> tuple[HttpJudge, tuple[Judging, ...]]:
+        """The judge that the suite's scorers ask, named in the suite from here on: its digest says who judges."""
+        kept = ResponseCache(self.state.root / "cache" / "judgements.sqlite", reading=not self.settings.fresh)
+        found = HttpJudge(self.endpoint, kept if self.settings.use_cache else None)
+        self.suite = judges.bind(self.suite, found, self.settings.judge)
+        return found, judges.judgings(self.suite, found)
 
     @property
     def _likelihood(self) -> bool:

@@ -62,6 +62,12 @@ Price = Annotated[
         help="Of an hour of the engine's device, e.g. 0.5EUR, where no admin API tells what a run cost.",
     ),
 ]
+JudgeRef = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="REF", help="Who judges where the suite's scorers name nobody [default: $MODELYARD_JUDGE]."
+    ),
+]
 Alpha = Annotated[float, typer.Option(help="Two-sided error rate of intervals and tests.")]
 
 
@@ -104,6 +110,7 @@ def settings_of(
     no_cache: bool = False,
     price: str | None = None,
     provider: str = "auto",
+    judge: str | None = None,
 ) -> Settings:
     with terminal.busy("Loading the evaluation tools"):
         from eval.session import Settings  # noqa: PLC0415 - heavy
@@ -129,6 +136,7 @@ def settings_of(
         use_cache=not no_cache,
         provider=provider,
         price=_price(price),
+        judge=judge,
     )
 
 
@@ -150,15 +158,17 @@ def check_alpha(alpha: float) -> None:
 def show_run(found: Run, alpha: float, json: bool, state: str = "") -> None:
     import numpy as np  # noqa: PLC0415 - heavy
 
-    from eval import performance, summary  # noqa: PLC0415 - heavy
+    from eval import judge_labels, performance, summary  # noqa: PLC0415 - heavy
     from eval.reports import document  # noqa: PLC0415 - heavy
     from eval.reports import terminal as tables  # noqa: PLC0415 - heavy
 
-    samples = list(found.samples().values())
+    samples, judges = list(found.samples().values()), judge_labels.of_run(found)
     speed = performance.measure(samples)
     groups = summary.groups(samples, alpha=alpha, rng=np.random.default_rng(found.info().key.seed))
     if json:
-        terminal.print_json(document.of_summary(found, groups, speed, state))
+        terminal.print_json(document.of_summary(found, groups, speed, state) | ({"judges": judges} if judges else {}))
         return
     title = f"{found.name}  {state}".rstrip()
     tables.run_summary(terminal.console(), title, groups, speed, failed=[one for one in samples if one.error])
+    for line in judges:
+        terminal.console().print(line, markup=False)

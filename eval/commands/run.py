@@ -16,6 +16,7 @@ from eval.commands.options import (
     Concurrency,
     Fresh,
     Json,
+    JudgeRef,
     Limit,
     NoCache,
     Price,
@@ -48,6 +49,7 @@ def run(
     no_cache: NoCache = False,
     price: Price = None,
     provider: Provider = "auto",
+    judge: JudgeRef = None,
     alpha: Alpha = 0.05,
     json: Json = False,
 ) -> None:
@@ -73,6 +75,7 @@ def run(
             no_cache,
             price,
             provider,
+            judge,
         )
         session = open_session(settings)
         job = session.job(session.subject(model))

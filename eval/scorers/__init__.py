@@ -3,7 +3,8 @@
 Owns: the registry of scorers and the reading of their options. Never: I/O, clocks, randomness, state. A scorer that
 needs a model (embeddings) is handed it in Tools.
 
-A scorer is a frozen struct whose fields are its options; adding one is a struct with `score`, listed in SCORERS.
+A scorer is a frozen struct whose fields are its options; adding one is a struct with `score`, listed in SCORERS, or
+named by an installed package's entry point in the group `modelyard.scorers`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from eval.scorers import plugins
 from eval.scorers.answered import Finished
 from eval.scorers.base import (
     EMBED,
@@ -37,8 +39,10 @@ from eval.scorers.base import (
 from eval.scorers.code import PythonTests
 from eval.scorers.embedding import EmbeddingSimilarity
 from eval.scorers.instructions import Instructions
+from eval.scorers.judge import LlmJudge
 from eval.scorers.likelihood import LikelihoodChoice
 from eval.scorers.overlap import Bleu, Chrf, Rouge
+from eval.scorers.perplexity import Perplexity
 from eval.scorers.refusal import Refusal
 from eval.scorers.structured import Json, JsonSchema
 from eval.scorers.text import Choice, Contains, Exact, Normalized, Numeric, Regex
@@ -63,6 +67,8 @@ SCORERS: Final[Mapping[str, type[Scorer]]] = {
     "bleu": Bleu,
     "chrf": Chrf,
     "python_tests": PythonTests,
+    "perplexity": Perplexity,
+    "judge": LlmJudge,
 }
 
 
@@ -71,9 +77,7 @@ def build(name: str, options: Mapping[str, Any], target: Any) -> Scorer:
 
     Raises ScorerError naming the nearest scorer or option where one is unknown, or what is wrong with the target.
     """
-    kind = SCORERS.get(name)
-    if kind is None:
-        raise ScorerError(f"unknown scorer {name!r}{_nearest(name, SCORERS)}; known: {', '.join(SCORERS)}")
+    kind = kind_of(name)
     fields = {field.encode_name for field in msgspec.structs.fields(kind)}
     for option in options:
         if option not in fields:
@@ -89,7 +93,28 @@ def build(name: str, options: Mapping[str, Any], target: Any) -> Scorer:
 
 def needs(names: Iterable[str]) -> frozenset[str]:
     """What the scorers of these names need: EMBED, SANDBOX, JUDGE, LIKELIHOOD."""
-    return frozenset().union(*(SCORERS[name].needs for name in names))
+    return frozenset().union(*(kind_of(name).needs for name in names))
+
+
+def kind_of(name: str) -> type[Scorer]:
+    """The scorer of that name: one of SCORERS, or an installed package's. Raises ScorerError naming the nearest."""
+    kind = SCORERS.get(name)
+    if kind is not None:
+        return kind
+    plugin = plugins.load(name)
+    if plugin is not None:
+        return plugin.kind
+    known = [*SCORERS, *plugins.names()]
+    raise ScorerError(f"unknown scorer {name!r}{_nearest(name, known)}; known: {', '.join(known)}")
+
+
+def revision_of(name: str) -> str:
+    """What else than its name and options decides the scorer's verdicts: the package that brings it, its prompts.
+
+    "" for most: SCORING_REVISION of eval/suite.py counts their changes.
+    """
+    plugin = None if name in SCORERS else plugins.load(name)
+    return " ".join(part for part in (plugin.origin if plugin else "", kind_of(name).revision) if part)
 
 
 def _nearest(name: str, known: Any) -> str:
@@ -117,5 +142,7 @@ __all__ = [
     "ScorerError",
     "Tools",
     "build",
+    "kind_of",
     "needs",
+    "revision_of",
 ]

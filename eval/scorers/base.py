@@ -128,6 +128,9 @@ class Scorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs: ClassVar[frozenset[str]] = frozenset()
     """What there must be beside the answer's text: EMBED, SANDBOX, JUDGE, LIKELIHOOD."""
 
+    revision: ClassVar[str] = ""
+    """Changed with whatever else than options decides a score, such as a judge's prompts; part of a suite's digest."""
+
     def check(self, target: Any) -> None:
         """Raise ScorerError where `target` is nothing that this scorer can compare with."""
 
