@@ -19,6 +19,7 @@ from eval.errors import RunError
 from eval.floors import Floor
 from eval.performance import Performance
 from eval.results import Run, Sample, Subject
+from eval.scorers.language import language_of
 from eval.statistics import Interval
 
 Samples = Mapping[tuple[str, int], Sample]
@@ -243,6 +244,7 @@ def measure_drift(
         semantic=embedder.semantic,
         alpha=alpha,
         rng=rng,
+        language=language_of,
     )
 
 

@@ -98,12 +98,20 @@ def drift(console: Console, found: Drift, floor: Floor | None) -> None:
     table.add_row("length ratio", *_number(found.length_ratio), "")
     by = found.distance_by if found.semantic else f"{found.distance_by}; spelling, not meaning"
     table.add_row(f"mean distance ({by})", *_number(found.distance, 3), f"{floor.distance:.3f}" if floor else unknown)
+    table.add_row("word bigrams in common", *_share(found.ngram_overlap), "")
+    if found.mmd:
+        table.add_row("MMD² of all outputs", f"{found.mmd.value:.4f}", f"p = {found.mmd.test.p:.3g}", "")
     for side, refusals in zip(("baseline", "candidate"), found.refusals, strict=True):
         table.add_row(f"refusals, {side}", *_share(refusals), "")
     for side, reasons in zip(("baseline", "candidate"), found.finish_reasons, strict=True):
         table.add_row(
             f"finish reasons, {side}", ", ".join(f"{name} {count}" for name, count in reasons.items()), "", ""
         )
+    if any(one.value for one in found.json_valid):
+        for side, valid in zip(("baseline", "candidate"), found.json_valid, strict=True):
+            table.add_row(f"valid JSON, {side}", *_share(valid), "")
+    if found.same_language and found.same_language.value < 1:
+        table.add_row("in the baseline's language", *_share(found.same_language), "")
     if floor:
         table.add_row("scores that differ", "", "", f"{100 * floor.discordance:.1f}%")
     console.print(table)

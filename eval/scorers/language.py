@@ -12,6 +12,8 @@ from eval.scorers.base import ScorerError
 
 SURE = 0.5
 """From this probability on, an identification speaks against another language."""
+TOLD_FROM_CHARACTERS = 24
+"""A shorter text's language is a guess."""
 
 
 @cache
@@ -42,3 +44,11 @@ def may_be_english(text: str) -> bool:
     """False where the text is surely in another language; a word or two tell no identifier anything."""
     code, probability = identify(text)
     return code in {"", "en"} or probability < SURE
+
+
+def language_of(text: str) -> str:
+    """ISO 639 code of a text of some length; "" where it is too short, or the identifier is not sure."""
+    if len(text) < TOLD_FROM_CHARACTERS:
+        return ""
+    code, probability = identify(text)
+    return code if probability >= SURE else ""
