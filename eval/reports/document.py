@@ -6,20 +6,25 @@ Owns: the names in the JSON. Never: computing what it states.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from eval.assessment import Assessment, Party
 from eval.compare import Comparison
 from eval.performance import Performance
+from eval.reports.words import when
 from eval.results import Run
 from eval.suite import Suite
 from eval.summary import Group
 from eval.verdict import Kind
 from registry.terminal import ExitCode
+
+if TYPE_CHECKING:
+    from eval.reports.gather import ComparisonReport
 
 EXIT: Mapping[Kind, ExitCode] = {
     "better": ExitCode.DONE,
@@ -74,10 +79,48 @@ def of_comparison(
     states: tuple[str, str],
 ) -> dict[str, Any]:
     """The one JSON object of `eval compare`."""
+    return _comparison(found, of_suite(suite), margin=margin, alpha=alpha, seed=seed, planned=planned, states=states)
+
+
+def of_report(report: ComparisonReport) -> dict[str, Any]:
+    """The same object, of two runs that were on disk."""
+    info = report.baseline
+    slices = Counter(one.any.slice for one in report.pairs)
+    suite = {
+        "name": info.suite,
+        "version": info.suite_version,
+        "digest": info.key.suite_digest,
+        "source": info.suite_source,
+        "cases": len({one.case for one in report.pairs}),
+        "slices": dict(slices),
+    }
+    settings = report.settings
+    states = tuple(f"on disk since {when(one.finished_at)}" for one in (report.baseline, report.candidate))
+    return _comparison(
+        report.found,
+        suite,
+        margin=settings.margin,
+        alpha=settings.alpha,
+        seed=settings.seed,
+        planned=(),
+        states=(states[0], states[1]),
+    )
+
+
+def _comparison(
+    found: Assessment,
+    suite: Mapping[str, Any],
+    *,
+    margin: float,
+    alpha: float,
+    seed: int,
+    planned: Sequence[tuple[float, float]],
+    states: tuple[str, str],
+) -> dict[str, Any]:
     result = found.result
     value: dict[str, Any] = finite(
         {
-            "suite": of_suite(suite),
+            "suite": suite,
             "alpha": alpha,
             "margin": margin,
             "seed": seed,
