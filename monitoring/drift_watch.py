@@ -25,6 +25,7 @@ import msgspec
 
 from monitoring import drift_watch_board
 from monitoring.drift_watch_episodes import Episode, after_attempt, follow
+from monitoring.drift_watch_metrics import DriftState
 from monitoring.live_drift_job import CHILD, Embedding, Job, Pin, Said
 from monitoring.windows import Drift, Policy, References
 from registry.config import DriftConfig
@@ -49,14 +50,16 @@ class DriftError(UserError):
 class DriftWatch:
     """One yard's watch. `run` until cancelled; the other calls are the admin API's.
 
-    `config` is the configuration in force, `versions` the labels of every served model, `link` where a person reads
-    about a model's drift.
+    `folder` is the watch's own, `samples` the store's path, `runs` the folder of evaluation runs; `config` is the
+    configuration in force, `versions` the labels of every served model, `link` where a person reads about a model's
+    drift.
     """
 
     def __init__(
         self,
         folder: Path,
         samples: Path,
+        runs: Path,
         *,
         config: Callable[[], DriftConfig],
         versions: Versions,
@@ -67,6 +70,7 @@ class DriftWatch:
         self.folder = folder
         self.references = References(folder / "references")
         self._samples = samples
+        self._runs = runs
         self._config = config
         self._versions = versions
         self._link = link
@@ -84,6 +88,10 @@ class DriftWatch:
     @property
     def _board(self) -> Path:
         return self.folder / "board.json"
+
+    @property
+    def every_s(self) -> float:
+        return self._config().every_s
 
     # The rhythm
 
@@ -209,6 +217,31 @@ class DriftWatch:
             if model in self._summaries:
                 found[model] = self._summaries[model][1]
         return found
+
+    def state(self) -> DriftState:
+        """For the metrics."""
+        board = self.board
+        return DriftState(
+            drifts=board.drifts,
+            checked_at=board.checked_at,
+            checks=board.checks,
+            failures=board.failures,
+            failing=bool(self.problem),
+            delivered=board.delivered,
+            undelivered=board.undelivered,
+            episodes=[(one.model, one.version) for one in board.episodes if one.open],
+        )
+
+    def run_folder(self, name: str) -> Path:
+        """The folder of the run of that name, or of which it is the only part. Raises UserError."""
+        names = sorted(path.name for path in self._runs.glob("*") if (path / "run.json").exists())
+        found = [name] if name in names else [one for one in names if name and name in one]
+        if len(found) == 1:
+            return self._runs / found[0]
+        if found:
+            raise UserError(f"{name!r} fits several runs: {', '.join(found)}")
+        known = ", ".join(names[-5:]) or "none yet (`modelyard eval run` makes one)"
+        raise UserError(f"there is no run {name!r}; there are {known}")
 
     # The child
 

@@ -23,6 +23,7 @@ import msgspec
 
 from monitoring.features import CHARACTERS_MAX, Language, features, last_user_turn
 from monitoring.live_drift_job import Job, Pin, Said
+from monitoring.live_drift_languages import languages
 from monitoring.windows import ROWS_MAX, Drift, Reference, References, Row, thinned
 from registry.errors import RegistryError
 from registry.samples import Query, TrafficSample
@@ -31,8 +32,6 @@ from registry.terminal import NotThereError, UserError
 NICE: Final = 10
 TEXT_SHOWN: Final = 160
 PAGE: Final = 500
-LANGUAGE_SURE: Final = 0.35
-"""Probability under which a language is `und`: three words could be anything."""
 ROUGH: Final = ("input_characters", "input_turns")
 """Not comparable with a run's: it keeps a conversation's last turn."""
 RUN_COLUMNS: Final = (
@@ -47,20 +46,6 @@ class Sampled(msgspec.Struct):
     row: Row
     texts: dict[str, str]
     """`input_embedding` and `output_embedding` -> the text that is embedded."""
-
-
-def languages() -> Language | None:
-    """Tells a language by py3langid; None where that is not installed."""
-    if importlib.util.find_spec("py3langid") is None:
-        return None
-    module: Any = importlib.import_module("py3langid.langid")
-    identifier = module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)
-
-    def language(text: str) -> str:
-        code, sure = identifier.classify(text[:2000])
-        return str(code) if sure >= LANGUAGE_SURE else "und"
-
-    return language
 
 
 def row_of(sample: TrafficSample, language: Language | None) -> Sampled:

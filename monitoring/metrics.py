@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.device_metrics import CostSeries, collect_cost, collect_devices, collect_sampler, cost_series, hold
 from monitoring.devices import DeviceReading
+from monitoring.drift_watch_metrics import DriftState, collect_drift
 from monitoring.observe import (
     BOUNDS,
     COUNTER_LABELS,
@@ -146,6 +147,7 @@ class Snapshot:
     statement: Statement | None = None
     ledger: LedgerState | None = None
     samples: SampleCounts = field(default_factory=SampleCounts)
+    drift: DriftState = field(default_factory=DriftState)
 
 
 class Metrics(Collector):
@@ -187,6 +189,7 @@ class Metrics(Collector):
         yield from _routes(snapshot)
         yield _queues(snapshot)
         yield from _samples(snapshot)
+        yield from collect_drift(snapshot.drift)
         yield from collect_devices(snapshot.devices, snapshot.engine_memory)
         if snapshot.sampler is not None:
             yield from collect_sampler(snapshot.sampler)

@@ -83,6 +83,11 @@ class StateDir:
         return self.samples / "spool"
 
     @property
+    def drift(self) -> Path:
+        """References of live drift, and what was found."""
+        return self.root / "drift"
+
+    @property
     def samples_database(self) -> Path:
         return self.samples / "samples.db"
 

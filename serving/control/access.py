@@ -31,7 +31,7 @@ TOKEN_BYTES: Final = 32
 TOKEN_LENGTH_MIN: Final = 32
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = frozenset({"/health"})
-PRIVATE_PATHS: Final = ("/admin/v1/samples", "/admin/v1/feedback")
+PRIVATE_PATHS: Final = ("/admin/v1/samples", "/admin/v1/feedback", "/admin/v1/drift")
 """What clients wrote: even reading needs a credential there."""
 ADMIN_SCOPE: Final = "admin"
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from prometheus_client import CollectorRegistry
 
 from monitoring.cost import Prices, TokenPrice
+from monitoring.drift_watch_metrics import DriftState
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import Sampler
@@ -46,6 +47,7 @@ class Live:
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)
     generation: int = 0
+    drift: DriftState = field(default_factory=DriftState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ class Accounts:
                 queues=_queues(self._workers.statuses()),
                 revisions=live.revisions,
                 generation=live.generation,
+                drift=live.drift,
                 rates=self._rates,
                 devices=self.sampler.latest(),
                 engine_memory=self.sampler.engine_memory(),

@@ -28,6 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monitoring.drift_watch import DriftWatch
 from monitoring.statement import Statement
 from registry.certificates import is_loopback
 from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
@@ -99,6 +100,8 @@ class Control(Protocol):
     def changes(self) -> Changes: ...
     @property
     def samples(self) -> Samples: ...
+    @property
+    def drift(self) -> DriftWatch: ...
 
     async def scrape(self) -> CollectorRegistry: ...
 
@@ -121,6 +124,7 @@ class Control(Protocol):
 
 def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
+    from serving.control.admin_drift import drift_routes  # noqa: PLC0415 - as below
     from serving.control.admin_feedback import feedback_routes  # noqa: PLC0415 - as below
     from serving.control.admin_gates import gate_routes  # noqa: PLC0415 - as below
     from serving.control.admin_keys import key_routes  # noqa: PLC0415 - as below
@@ -141,6 +145,7 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     app.include_router(key_routes(control), prefix="/admin/v1")
     app.include_router(gate_routes(control), prefix="/admin/v1")
     app.include_router(feedback_routes(control), prefix="/admin/v1")
+    app.include_router(drift_routes(control), prefix="/admin/v1")
     _handle_errors(app)
 
     @app.get("/health", summary="Whether the control plane answers", tags=["monitoring"])

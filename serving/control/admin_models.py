@@ -121,6 +121,22 @@ class DeviceView(Shape):
     temperature_c: float | None
 
 
+class DriftLine(Shape):
+    """The latest check of one version's traffic against its model's reference."""
+
+    model: str
+    version: str
+    verdict: str
+    """`none`, `watch`, `act` or `inconclusive`."""
+    kinds: dict[str, str]
+    """`data`, `output`, `concept` -> verdict."""
+    features: list[str]
+    """Those whose verdict is act."""
+    needed: int
+    """About how many more samples make a verdict, where it is inconclusive."""
+    at: float
+
+
 class Status(Shape):
     generation: int
     uptime_s: float
@@ -133,6 +149,7 @@ class Status(Shape):
     workers: list[WorkerView]
     device: DeviceView | None
     devices: list[DeviceView]
+    drift: list[DriftLine]
     problems: list[str]
     """What an operator should know: segments set aside, engines that failed, records lost."""
 

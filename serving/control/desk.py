@@ -17,6 +17,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from monitoring.drift_watch import DriftWatch
 from monitoring.sampler import Sampler
 from monitoring.statement import Statement
 from registry.errors import ConflictError, NotFoundError
@@ -36,6 +37,7 @@ from serving.control.publisher import Publisher
 from serving.control.samples import Samples
 from serving.control.status import (
     device_view,
+    drift_lines,
     inflight_of,
     model_statuses,
     replica_view,
@@ -68,6 +70,7 @@ class Parts:
     accounts: Accounts
     outlets: Outlets
     samples: Samples
+    drift: DriftWatch
 
 
 class Desk:
@@ -93,6 +96,10 @@ class Desk:
     @property
     def samples(self) -> Samples:
         return self._parts.samples
+
+    @property
+    def drift(self) -> DriftWatch:
+        return self._parts.drift
 
     async def scrape(self) -> CollectorRegistry:
         return await self._parts.accounts.scrape()
@@ -140,6 +147,7 @@ class Desk:
             workers=[worker_view(one) for one in workers],
             device=devices[0] if devices else None,
             devices=devices,
+            drift=drift_lines(self._parts.drift.board.drifts),
             problems=[
                 *self._parts.accounts.problems(),
                 *(f"{one.id} failed: {one.last_error}" for one in replicas if one.state == "failed"),

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.cost import Prices, TokenPrice
+from monitoring.drift_watch import DriftWatch
 from monitoring.gpu import open_reader
+from monitoring.live_drift_languages import languages
 from monitoring.metrics import EngineState as EngineGauge
 from monitoring.sampler import Sampler
 from monitoring.settle import HELD
@@ -166,10 +168,31 @@ class Yard:
             accounts=accounts,
             outlets=self._outlets,
             samples=self._samples,
+            drift=self._drift_watch(),
         )
         self.desk = Desk(
             self.parts, lambda: self._info, requests=self.state.requests, certificate_changed=self._shows_certificate
         )
+
+    def _drift_watch(self) -> DriftWatch:
+        return DriftWatch(
+            self.state.drift,
+            self.state.samples_database,
+            self.state.runs,
+            config=lambda: self.parts.config.drift,
+            versions=self._served_labels,
+            link=lambda model: f"{self._info.admin_url}/admin/v1/drift?model={model}",
+            rng=self._rng,
+        )
+
+    def _served_labels(self) -> dict[str, list[str]]:
+        """Labels of every served model's versions that are not retired."""
+        known = self._registered.current
+        return {
+            name: [label for label, version in known[name].versions.items() if version.retired_at is None]
+            for name in self.parts.config.models
+            if name in known
+        }
 
     async def _open_books(self, ledger: Ledger, workers: Workers) -> tuple[Sampler, Accounts]:
         reader, why = await asyncio.to_thread(open_reader)
@@ -188,6 +211,7 @@ class Yard:
             models=lambda: {name: model.samples for name, model in self.parts.config.models.items()},
             digest_of=self._digest_of,
             requests=self.state.requests,
+            language=await asyncio.to_thread(languages) if self._config.drift.languages else None,
         )
 
         def collect(records: Sequence[RequestRecord]) -> None:
@@ -245,6 +269,7 @@ class Yard:
         self.parts.sampler.start()
         self.spawn(self._pulse())
         self.spawn(self._take_samples())
+        self.spawn(self.parts.drift.run())
         self.spawn(self.parts.publisher.run())
         url = f"{'https' if server.tls else 'http'}://{_shown(server.host)}:{self.parts.workers.port}"
         admin_url = f"http://{_shown(server.admin_host)}:{listener.getsockname()[1]}"
@@ -398,6 +423,7 @@ class Yard:
             },
             revisions={model.name: model.route.revision for model in served if model.route},
             generation=table.generation if table else 0,
+            drift=self.parts.drift.state(),
         )
 
     def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:

@@ -47,6 +47,7 @@ class Bench:
         self.config = DriftConfig.model_validate({"samples_min": 100, "every_s": 1, **config})
         self.samples = folder / "samples.db"
         self.folder = folder / "drift"
+        self.runs = folder / "runs"
         self.clock = Clock()
         self.versions: dict[str, list[str]] = {"assistant": ["v1"]}
         self.watch = self.again()
@@ -56,6 +57,7 @@ class Bench:
         self.watch = DriftWatch(
             self.folder,
             self.samples,
+            self.runs,
             config=lambda: self.config,
             versions=lambda: self.versions,
             link=lambda model: f"http://yard/{model}",
