@@ -31,6 +31,7 @@ from eval import scoring
 from eval.endpoint import Endpoint, headers
 from eval.errors import RunError, SuiteError
 from eval.harness_checks import check_likelihood
+from eval.providers.worker.probes import TEXTS
 from eval.results import Journal, Run, RunKey, RunStore, Sample, Subject
 from eval.scorers import Likelihood
 from eval.suite import Case, Message, Sampling, ScorerSpec, Suite
@@ -88,8 +89,8 @@ class Description(msgspec.Struct, frozen=True):
 
     version: str
     tasks: tuple[Task, ...]
-    probe: tuple[int, ...] = ()
-    """The probe text's tokens by the tokenizer named; () where none is."""
+    probe: tuple[tuple[int, ...], ...] = ()
+    """The tokens of the probes' texts by the tokenizer named; () where none is."""
     longest: int = 0
     """Tokens of the longest request for a likelihood."""
 
@@ -111,6 +112,7 @@ class Harness:
             "few_shot": settings.few_shot,
             "limit": settings.limit,
             "tokenizer": str(settings.tokenizer) if settings.tokenizer else None,
+            "texts": TEXTS,
         }
         self._send(job)
         self.description = msgspec.convert(next(self._answers()), Description)

@@ -3,8 +3,6 @@
 Owns: every call into lm_eval. Never: importing anything of this project: the package may be installed for another
 Python. What lm_eval prints goes to standard error; standard output holds one JSON line per answer or sample.
 
-Imports are late: each takes seconds, and the parent reads a constant from here.
-
 1. `{"tasks": […], …}` is answered with what the tasks are: kind of request, number, metrics, a digest.
 2. `{"api": …, "model_args": …, …}` runs them; each sample is a line, then `{"done": true}`. Closing the pipe in between
    ends the process before anything has been asked.
@@ -21,7 +19,6 @@ from importlib import import_module
 from typing import Any
 
 LIKELIHOOD = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
-PROBE = "It's 7:45, naïve café & 128-bit λ-calculus:\n\tdef f(x): return x**2  # überprüft 你好"
 
 
 def main() -> None:
@@ -64,7 +61,7 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(tasks: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    """What the tasks are, and the probe text's tokens by the tokenizer that was named."""
+    """What the tasks are, and the tokens of `texts` by the tokenizer that was named."""
     limit = job["limit"]
     about = []
     for name, task in tasks.items():
@@ -82,7 +79,7 @@ def described(tasks: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"version": import_module("lm_eval").__version__, "tasks": about}
     if job["tokenizer"]:
         tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(job["tokenizer"])
-        found["probe"] = list(tokenizer(PROBE, add_special_tokens=False).input_ids)
+        found["probe"] = [list(tokenizer(text, add_special_tokens=False).input_ids) for text in job["texts"]]
         found["longest"] = longest(tasks, limit, tokenizer)
     return found
 
