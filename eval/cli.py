@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from eval.commands import compare, drift, flips, harness, report, run, suites
+from eval.commands import compare, drift, flips, gate, harness, judge, report, run, suites
 
 app = typer.Typer(
     help="Run suites, compare two versions, report drift.",
@@ -21,6 +21,8 @@ app.command(epilog=compare.EXIT_CODES)(compare.compare)
 app.command()(flips.flips)
 app.command()(drift.drift)
 app.command()(harness.harness)
+app.add_typer(judge.app, name="judge")
+app.add_typer(gate.app, name="gate")
 app.add_typer(report.app, name="report")
 app.add_typer(suites.app, name="suites")
 

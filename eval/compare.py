@@ -311,6 +311,10 @@ class Result:
     gates: tuple[Gate, ...]
     verdict: Verdict
     unpaired: tuple[Unpaired, ...]
+    failed: int = 0
+    """Samples that the baseline answered and the candidate did not."""
+    samples: int = 0
+    """These and the paired ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,8 +378,8 @@ def decide_all(found: Sequence[Measured], *, gates: Sequence[str], margin: float
             for one, p in [(one, next(adjusted)) for _, one in candidates_gates]
         )
         unseen = [name for name in gates if name not in _named(each)]
-        verdict = _final(decided, unseen, each.pairs, each.unpaired, margin)
-        results.append(Result(each.overall, each.scorers, slices, decided, verdict, each.unpaired))
+        verdict = _final(decided, unseen, *_failures(each), margin)
+        results.append(Result(each.overall, each.scorers, slices, decided, verdict, each.unpaired, *_failures(each)))
     return results
 
 
@@ -383,16 +387,18 @@ def _named(found: Measured) -> dict[str, Comparison]:
     return {one.name: one for one in found.scorers} | {OVERALL: found.overall}
 
 
-def _final(
-    decided: Sequence[Gate], unseen: Sequence[str], pairs: Sequence[Pair], unpaired: Sequence[Unpaired], margin: float
-) -> Verdict:
+def _failures(found: Measured) -> tuple[int, int]:
+    """Samples that the candidate left unanswered, and all that count."""
+    failed = sum(1 for one in found.unpaired if one.reason in CANDIDATES_FAULT)
+    return failed, failed + sum(pair.repeats for pair in found.pairs)
+
+
+def _final(decided: Sequence[Gate], unseen: Sequence[str], failed: int, samples: int, margin: float) -> Verdict:
     """The gates' verdict; no pass where a gate has no pair, or the candidate failed more than δ of the samples."""
     verdict = combine([(gate.comparison.name, gate.verdict) for gate in decided]) if decided else None
     if unseen and (verdict is None or verdict.kind != "worse"):
         return Verdict("inconclusive", f"inconclusive: not one sample of {', '.join(unseen)} could be paired")
     assert verdict is not None
-    failed = sum(1 for one in unpaired if one.reason in CANDIDATES_FAULT)
-    samples = failed + sum(pair.repeats for pair in pairs)
     if verdict.passed and failed > margin * samples:
         return Verdict(
             "inconclusive", f"inconclusive: {failed} of {samples} samples have no answer of the candidate, more than δ"

@@ -9,6 +9,7 @@ OpenAI endpoint) the URL and the model name stand for the version, and the Subje
 
 from __future__ import annotations
 
+import getpass
 import os
 import ssl
 from dataclasses import dataclass
@@ -133,13 +134,24 @@ def admin_get(endpoint: Endpoint, path: str) -> Any:
     return _json(answer) if answer is not None and answer.is_success else None
 
 
-def _ask_admin(endpoint: Endpoint, path: str) -> httpx.Response | None:
+def admin_post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """What an admin API answers to a POST, its refusals too; None where the API is not there."""
+    answer = _ask_admin(endpoint, path, body)
+    value = _json(answer) if answer is not None else None
+    return value if isinstance(value, dict) else None
+
+
+def _ask_admin(endpoint: Endpoint, path: str, body: dict[str, Any] | None = None) -> httpx.Response | None:
     if not endpoint.admin_url:
         return None
     url = f"{endpoint.admin_url}/admin/v1/{path}"
+    known = {"authorization": f"Bearer {endpoint.admin_token}"} if endpoint.admin_token else {}
+    if body is not None:
+        known["x-modelyard-actor"] = getpass.getuser()
+    method = "GET" if body is None else "POST"
+    trusts = trusts_environment(url)
     try:
-        known = {"authorization": f"Bearer {endpoint.admin_token}"} if endpoint.admin_token else {}
-        return httpx.get(url, headers=known, timeout=_TIMEOUT_S, trust_env=trusts_environment(url))
+        return httpx.request(method, url, json=body, headers=known, timeout=_TIMEOUT_S, trust_env=trusts)
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
 

@@ -5,16 +5,19 @@ Owns: the command's options and exit codes. Never: what it computes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eval.commands.gate import conclude
 from eval.commands.options import (
     AdminUrl,
     Alpha,
     Concurrency,
     Fresh,
     Json,
+    JudgeRef,
     Limit,
     NoCache,
     Price,
@@ -33,6 +36,10 @@ from registry import terminal
 from registry.terminal import ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eval.assessment import Assessment
+    from eval.policy import Policy
     from eval.session import Session
 
 EXIT_CODES = (
@@ -57,6 +64,10 @@ def compare(
     with_floor: Annotated[
         bool, typer.Option("--aa", help="Run the baseline against itself too: the noise floor, kept for later.")
     ] = False,
+    gate: Annotated[
+        Path | None,
+        typer.Option(metavar="POLICY", help="Decide by a policy about this suite; its figures go before options."),
+    ] = None,
     alpha: Alpha = 0.05,
     flips: Annotated[int, typer.Option(metavar="N", help="Flips to show each way.")] = 5,
     url: Url = None,
@@ -71,6 +82,7 @@ def compare(
     no_cache: NoCache = False,
     price: Price = None,
     provider: Provider = "auto",
+    judge: JudgeRef = None,
     json: Json = False,
 ) -> None:
     """Compare versions on a suite: scores, paired difference, verdict, flips, drift, speed, cost.
@@ -80,6 +92,15 @@ def compare(
     Example: modelyard eval compare quickstart --baseline assistant@v1 --candidate assistant@v2
     """
     with plainly():
+        from eval import policy as policies  # noqa: PLC0415 - heavy
+
+        declared = None
+        if gate is not None:
+            declared, entry = policies.load_for(gate, suite)
+            alpha, seed, margin = declared.alpha, declared.seed, entry.margin
+            repeats, limit, slices = entry.repeats, entry.sample, list(entry.slices)
+            if len(candidate) > 1:
+                raise terminal.UserError("--gate decides on one candidate: name one, or leave --gate out")
         settings = settings_of(
             suite,
             url,
@@ -95,6 +116,7 @@ def compare(
             no_cache,
             price,
             provider,
+            judge,
         )
         if margin is not None and not 0 <= margin < 1:
             raise terminal.UserError(f"--margin is {margin}: it is a share of the score, between 0 and 1")
@@ -109,6 +131,7 @@ def compare(
             flips=flips,
             with_floor=with_floor,
             json=json,
+            policy=declared,
         )
     raise SystemExit(int(code))
 
@@ -123,8 +146,9 @@ def _compare(
     flips: int,
     with_floor: bool,
     json: bool,
+    policy: Policy | None,
 ) -> ExitCode:
-    from eval import contest, verdict  # noqa: PLC0415 - heavy
+    from eval import contest, judge_labels, verdict  # noqa: PLC0415 - heavy
     from eval.reports import document  # noqa: PLC0415 - heavy
     from eval.reports import terminal as tables  # noqa: PLC0415 - heavy
 
@@ -143,24 +167,38 @@ def _compare(
             alpha=alpha,
             planned=planned.planned,
         )
-    found = contest.decide(session, planned, gates=suite.gates, alpha=alpha)
-    overall = verdict.of_candidates([one.result.verdict for one in found])
+    gates = policy.suites[0].gates or suite.gates if policy is not None else suite.gates
+    found = contest.decide(session, planned, gates=gates, alpha=alpha)
+    code = document.EXIT[verdict.of_candidates([one.result.verdict for one in found])]
     if json:
-        terminal.print_json(
-            document.of_comparisons(
-                found,
-                suite,
-                margin=planned.margin,
-                alpha=alpha,
-                seed=session.settings.seed,
-                planned=planned.planned,
-                states=planned.states,
-                exit_code=int(document.EXIT[overall]),
-            )
+        value = document.of_comparisons(
+            found,
+            suite,
+            margin=planned.margin,
+            alpha=alpha,
+            seed=session.settings.seed,
+            planned=planned.planned,
+            states=planned.states,
+            exit_code=int(code),
         )
-        return document.EXIT[overall]
+        if policy is not None:
+            code, value["gate"] = _gated(session, policy, planned.margin, found[0], gates, quiet=True)
+        terminal.print_json(value)
+        return code
     for one in found:
         tables.comparison(out, one, alpha=alpha, flips=flips)
+    for line in judge_labels.told(session.judgings, session.state.root / "judges"):
+        out.print(line, markup=False)
     if len(found) > 1:
         tables.family(out, found, alpha=alpha)
-    return document.EXIT[overall]
+    return code if policy is None else _gated(session, policy, planned.margin, found[0], gates, quiet=False)[0]
+
+
+def _gated(
+    session: Session, policy: Policy, margin: float, found: Assessment, gates: Sequence[str], *, quiet: bool
+) -> tuple[ExitCode, dict[str, Any]]:
+    from eval.gate import Judged  # noqa: PLC0415 - heavy
+
+    suite = session.suite
+    judged = Judged(policy.suites[0], suite.name, suite.digest, margin, tuple(gates), found)
+    return conclude(session, policy, [judged], quiet=quiet)
