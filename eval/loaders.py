@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from eval.generated import GenerateContext
 
 CONFIGS_VARIABLE: Final = "MODELYARD_CONFIGS"
+Context: TypeAlias = "Callable[[], GenerateContext]"
 _SOURCES: Final = ("cases", "dataset", "path", "generate")
 
 
@@ -71,12 +72,12 @@ def find(name: str) -> Path:
     raise SuiteError(f"there is no suite {name!r}{hint}; {listed}; {formats}; or give the path of a suite.yaml")
 
 
-def load(name: str, cache: Path, *, path: Path | None = None, context: GenerateContext | None = None) -> Suite:
+def load(name: str, cache: Path, *, path: Path | None = None, context: Context | None = None) -> Suite:
     """Read and check the suite `name`, or the published file `path` by the adapter `name`.
 
     `cache` is a folder that `datasets` may write into; `path` also stands in for a suite's own `path`; `context` is
-    what is known of the server, for generators. Raises SuiteError with the place and the remedy, MissingExtraError
-    where a library is not installed, StateDirError where `cache` cannot be made.
+    asked what is known of the server, for a suite that is generated. Raises SuiteError with the place and the remedy,
+    MissingExtraError where a library is not installed, StateDirError where `cache` cannot be made.
     """
     draft = _published(name, path) if path is not None and name in ADAPTERS and name not in known() else _written(name)
     if path is not None:
@@ -105,6 +106,7 @@ def load(name: str, cache: Path, *, path: Path | None = None, context: GenerateC
         margin=file.margin,
         gates=file.gates,
         source=draft.where,
+        generated=file.generate is not None,
         notes=found.notes,
     )
 
@@ -233,7 +235,7 @@ def _check_gates(draft: _Draft, built: Iterable[Case]) -> None:
         raise SuiteError(f"{draft.place('gates')}: `gates` is empty: leave it out, or name what decides a comparison")
 
 
-def _source(draft: _Draft, cache: Path, context: GenerateContext | None) -> _Found:
+def _source(draft: _Draft, cache: Path, context: Context | None) -> _Found:
     file = draft.file
     if file.generate is not None:
         return _generated(draft, context)
@@ -249,7 +251,7 @@ def _file(draft: _Draft, path: Path, *keys: str) -> _Found:
     return _Found(records.read(path, draft.adapter.header if draft.adapter else None), untyped=untyped)
 
 
-def _generated(draft: _Draft, context: GenerateContext | None) -> _Found:
+def _generated(draft: _Draft, context: Context | None) -> _Found:
     from eval import generated  # noqa: PLC0415 - few suites are
 
     spec = dict(draft.file.generate or {})
@@ -257,7 +259,7 @@ def _generated(draft: _Draft, context: GenerateContext | None) -> _Found:
     if not isinstance(name, str):
         raise SuiteError(f"{draft.place('generate')}: `generate` needs the `name` of a generator")
     try:
-        made = generated.generate(name, spec, context)
+        made = generated.generate(name, spec, context() if context else None)
     except generated.GenerateError as error:
         raise SuiteError(f"{draft.place('generate')}: {error}") from error
     rows = (

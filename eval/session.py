@@ -33,6 +33,8 @@ MARGIN = 0.05
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from eval.generated import GenerateContext
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -55,6 +57,12 @@ class Settings:
     """Per hour of the engine's device, and its currency; where no admin API tells what a run cost."""
     judge: str | None = None
     """Who judges where a scorer names nobody; else $MODELYARD_JUDGE."""
+    path: Path | None = None
+    """A published data set, where `suite` names its format."""
+    sample_seed: int = 0
+    """Draws the `limit` cases."""
+    models: tuple[str, ...] = ()
+    """Who will be asked: a generated suite fits their context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +85,10 @@ class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.state = StateDir.find(settings.state_dir)
-        whole: Suite = loaders.load(settings.suite, self.state.root / "cache" / "datasets")
-        self.suite = whole.sliced(settings.slices).limited(settings.limit)
         self.endpoint = endpoint.find(settings.url, settings.admin_url, self.state)
+        cache = self.state.root / "cache" / "datasets"
+        whole: Suite = loaders.load(settings.suite, cache, path=settings.path, context=self._context)
+        self.suite = whole.sliced(settings.slices).limited(settings.limit, settings.sample_seed)
         self.store = RunStore(self.state.runs)
         self.floors = Floors(self.state.root / "floors")
         needs = scorers.needs({case.scorer.name for case in self.suite.cases})
@@ -93,6 +102,18 @@ class Session:
         if scorers.JUDGE in needs:
             self._judge, self.judgings = self._bind_judge()
         self._tools = tools.prepare(needs, self._judge)
+
+    def _context(self) -> GenerateContext:
+        """The smallest window of those who will be asked, as their servers tell it."""
+        from eval import providers  # noqa: PLC0415 - for generated suites
+        from eval.generated import GenerateContext  # noqa: PLC0415 - as above
+
+        subjects = [endpoint.resolve(self.endpoint, ref) for ref in self.settings.models]
+        at = self.endpoint
+        known = [providers.capabilities(one, at.verify if one.url == at.url else True) for one in subjects]
+        return GenerateContext(
+            context_tokens=min((one.context_tokens for one in known if one.context_tokens), default=None)
+        )
 
     def subject(self, ref: str) -> Subject:
         """What `ref` stands for at the server; in process, where all of the suite goes there, among the files."""

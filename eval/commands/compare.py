@@ -15,6 +15,7 @@ from eval.commands.options import (
     AdminUrl,
     Alpha,
     Concurrency,
+    DataPath,
     Fresh,
     Json,
     JudgeRef,
@@ -23,6 +24,7 @@ from eval.commands.options import (
     Price,
     Provider,
     Repeats,
+    SampleSeed,
     Seed,
     Slices,
     StateDirectory,
@@ -77,7 +79,9 @@ def compare(
     seed: Seed = 0,
     repeats: Repeats = None,
     limit: Limit = None,
+    sample_seed: SampleSeed = 0,
     slices: Slices = None,
+    path: DataPath = None,
     fresh: Fresh = False,
     no_cache: NoCache = False,
     price: Price = None,
@@ -117,6 +121,9 @@ def compare(
             price,
             provider,
             judge,
+            path,
+            sample_seed,
+            (baseline, *candidate),
         )
         if margin is not None and not 0 <= margin < 1:
             raise terminal.UserError(f"--margin is {margin}: it is a share of the score, between 0 and 1")

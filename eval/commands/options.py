@@ -7,6 +7,7 @@ Everything heavy is imported inside a function, so that `--help` stays quick.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,11 @@ Repeats = Annotated[int | None, typer.Option(help="Times each case is asked [def
 Limit = Annotated[
     int | None,
     typer.Option("--sample", "--limit", metavar="N", help="Only N cases, every slice with its share of them."),
+]
+SampleSeed = Annotated[int, typer.Option(help="Which N cases --sample draws.")]
+DataPath = Annotated[
+    Path | None,
+    typer.Option("--path", metavar="FILE", help="A data set's published file or folder, where SUITE names its format."),
 ]
 Slices = Annotated[list[str] | None, typer.Option("--slice", metavar="NAME", help="Only this slice; repeat for more.")]
 Fresh = Annotated[
@@ -85,7 +91,10 @@ def open_session(settings: Settings) -> Session:
     with terminal.busy("Reading the suite"):
         from eval.session import Session  # noqa: PLC0415 - heavy
 
-        return Session(settings)
+        session = Session(settings)
+    for note in session.suite.notes:
+        sys.stderr.write(f"{note}\n")
+    return session
 
 
 def run_store(state_dir: Path | None) -> RunStore:
@@ -111,6 +120,9 @@ def settings_of(
     price: str | None = None,
     provider: str = "auto",
     judge: str | None = None,
+    path: Path | None = None,
+    sample_seed: int = 0,
+    models: tuple[str, ...] = (),
 ) -> Settings:
     with terminal.busy("Loading the evaluation tools"):
         from eval.session import Settings  # noqa: PLC0415 - heavy
@@ -118,8 +130,9 @@ def settings_of(
     for name, value in (("concurrency", concurrency), ("repeats", repeats), ("sample", limit)):
         if value is not None and value < 1:
             raise terminal.UserError(f"--{name} is {value}: it must be at least 1")
-    if seed < 0:
-        raise terminal.UserError(f"--seed is {seed}: it must be 0 or more")
+    for name, value in (("seed", seed), ("sample-seed", sample_seed)):
+        if value < 0:
+            raise terminal.UserError(f"--{name} is {value}: it must be 0 or more")
     check_alpha(alpha)
     chosen = tuple(slices or ())
     return Settings(
@@ -137,6 +150,9 @@ def settings_of(
         provider=provider,
         price=_price(price),
         judge=judge,
+        path=path,
+        sample_seed=sample_seed,
+        models=models,
     )
 
 

@@ -14,6 +14,7 @@ from eval.commands.options import (
     AdminUrl,
     Alpha,
     Concurrency,
+    DataPath,
     Fresh,
     Json,
     JudgeRef,
@@ -22,6 +23,7 @@ from eval.commands.options import (
     Price,
     Provider,
     Repeats,
+    SampleSeed,
     Seed,
     Slices,
     StateDirectory,
@@ -44,7 +46,9 @@ def run(
     seed: Seed = 0,
     repeats: Repeats = None,
     limit: Limit = None,
+    sample_seed: SampleSeed = 0,
     slices: Slices = None,
+    path: DataPath = None,
     fresh: Fresh = False,
     no_cache: NoCache = False,
     price: Price = None,
@@ -76,6 +80,9 @@ def run(
             price,
             provider,
             judge,
+            path,
+            sample_seed,
+            (model,),
         )
         session = open_session(settings)
         job = session.job(session.subject(model))
