@@ -106,7 +106,6 @@ def load(name: str, cache: Path, *, path: Path | None = None, context: Context |
         margin=file.margin,
         gates=file.gates,
         source=draft.where,
-        generated=file.generate is not None,
         notes=found.notes,
     )
 
