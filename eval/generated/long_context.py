@@ -107,7 +107,7 @@ def _left_out(count: int, length: int, limit: int, *, known: bool) -> str:
     cases = f"{count} case{'s' if count > 1 else ''} of length {length} left out: "
     if known:
         return cases + f"the window is {limit} tokens"
-    return cases + f"the server does not tell its window, so nothing above {limit} tokens is asked (`unknown_limit`)"
+    return cases + f"a server does not tell its window, so nothing above {limit} tokens is asked (`unknown_limit`)"
 
 
 def _check(asked: Options) -> None:
