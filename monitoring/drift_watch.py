@@ -16,7 +16,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -154,13 +154,15 @@ class DriftWatch:
             self.problem = ""
             if not model:
                 self._seen = seen
-            await self._keep(said.drifts, served)
+            await self._keep(said.drifts, wanted, served)
             return said.drifts
 
-    async def _keep(self, drifts: Sequence[Drift], served: Mapping[str, Sequence[str]]) -> None:
+    async def _keep(
+        self, drifts: Sequence[Drift], models: Collection[str], served: Mapping[str, Sequence[str]]
+    ) -> None:
         board, config = self.board, self._config()
-        board.keep(drifts, self._clock())
-        board.only({(name, label) for name, labels in served.items() for label in labels})
+        board.keep(drifts, models, self._clock())
+        board.only({(name, label) for name, labels in served.items() for label in labels}, self._clock())
         for drift in drifts:
             board.episodes, begun = follow(
                 board.episodes,
@@ -199,7 +201,9 @@ class DriftWatch:
     async def unpin(self, model: str) -> bool:
         """Remove the model's reference. Returns whether there was one."""
         async with self._lock:
-            found = await asyncio.to_thread(self.references.remove, model)
+            found = model in await asyncio.to_thread(self.references.models)
+            if found:
+                await asyncio.to_thread(self.references.remove, model)
             self.board.forget(model, self._clock())
             await self._save()
         return found

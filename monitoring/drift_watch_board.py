@@ -50,11 +50,10 @@ class Board(msgspec.Struct, kw_only=True):
     undelivered: int = 0
     """Events that no attempt got through."""
 
-    def keep(self, drifts: Sequence[Drift], now: float) -> None:
-        """Take the results of a round in."""
-        fresh = {(one.model, one.version): one for one in self.drifts}
-        fresh |= {(one.model, one.version): one for one in drifts}
-        self.drifts = sorted(fresh.values(), key=lambda one: (one.model, one.version))
+    def keep(self, drifts: Sequence[Drift], models: Collection[str], now: float) -> None:
+        """Take in the results of a round over `models`: a version of theirs without one has no traffic any more."""
+        others = [one for one in self.drifts if one.model not in models]
+        self.drifts = sorted([*others, *drifts], key=lambda one: (one.model, one.version))
         self.history = [*self.history, *map(glance, drifts)][-HISTORY_MAX:]
         self.checked_at = now
         self.checks += 1
@@ -66,9 +65,12 @@ class Board(msgspec.Struct, kw_only=True):
             if one.open and one.model == model:
                 one.ended_at = now
 
-    def only(self, versions: Collection[tuple[str, str]]) -> None:
-        """Drop results of versions that are not served any more."""
+    def only(self, versions: Collection[tuple[str, str]], now: float) -> None:
+        """Drop results of versions that are not served any more, and end their episodes."""
         self.drifts = [one for one in self.drifts if (one.model, one.version) in versions]
+        for one in self.episodes:
+            if one.open and (one.model, one.version) not in versions:
+                one.ended_at = now
 
     def trim(self) -> None:
         """Old episodes go, but for those that go on or are still to be told."""

@@ -15,7 +15,8 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +49,7 @@ class Sampled(msgspec.Struct):
     """`input_embedding` and `output_embedding` -> the text that is embedded."""
 
 
-def row_of(sample: TrafficSample, language: Language | None) -> Sampled:
+def row_of(sample: TrafficSample, language: Callable[[], Language | None]) -> Sampled:
     """A sample as a window holds it. What was measured when it came in stands; a language is added to it."""
     found = dict(sample.features)
     texts: dict[str, str] = {}
@@ -68,8 +69,8 @@ def row_of(sample: TrafficSample, language: Language | None) -> Sampled:
     ):
         if text.strip():
             texts[vector] = text
-            if language is not None and name not in found:
-                found[name] = language(text)
+            if name not in found and (tell := language()) is not None:
+                found[name] = tell(text)
     row = Row(
         id=sample.request_id,
         version=sample.version,
@@ -88,9 +89,13 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.references = References(Path(job.folder) / "references")
-        self.language = languages()
         self.embedded = 0
         self._encode: Any = None
+
+    @cached_property
+    def language(self) -> Language | None:
+        """Loaded with the first text that there is."""
+        return languages()
 
     def run(self) -> Said:
         if self.job.pin is not None:
@@ -161,7 +166,7 @@ class Worker:
             found = store.query(Query(model=model, version=version, since=since, until=self.job.now, limit=limit))
         finally:
             store.close()
-        return [row_of(sample, self.language) for sample in reversed(found) if sample.outcome == "completed"]
+        return [row_of(sample, lambda: self.language) for sample in reversed(found) if sample.outcome == "completed"]
 
     def store(self) -> Any:
         if not Path(self.job.samples).exists():
@@ -188,7 +193,7 @@ class Worker:
         try:
             for page in pages(store, pin):
                 found += len(page)
-                kept += [row_of(sample, self.language) for sample in page if sample.outcome == "completed"]
+                kept += [row_of(sample, lambda: self.language) for sample in page if sample.outcome == "completed"]
                 if len(kept) > 2 * ROWS_MAX:
                     kept = self.part(kept)
         finally:

@@ -111,6 +111,20 @@ def test_pin_then_the_same_traffic_then_another(bench: Bench) -> None:
     assert not after.board.episodes[0].open
 
 
+def test_results_end_with_their_traffic_and_their_version(bench: Bench) -> None:
+    add(bench.samples, "questions", 120, T0 - 1000, seed=1)
+    bench.pin(T0 - 1000, T0 - 800)
+    add(bench.samples, "essays", 120, T0 - 500, seed=2)
+    assert bench.check().verdict == "act"
+    bench.clock.now = T0 + 2 * 86_400
+    assert bench.watch._changed()
+    assert asyncio.run(bench.watch.check()) == []  # every sample has left the window
+    assert bench.watch.board.drifts == []
+    assert bench.watch.state().episodes == [("assistant", "v1")]
+    bench.watch.board.only({("assistant", "v2")}, T0)
+    assert bench.watch.state().episodes == []
+
+
 def test_texts_are_shown_where_the_store_has_them_and_never_in_a_reference(bench: Bench) -> None:
     add(bench.samples, "questions", 120, T0 - 1000, seed=1, text=True)
     bench.pin(T0 - 1000, T0 - 800)
@@ -306,7 +320,7 @@ def _deliver(bench: Bench, drifts: list[Drift], until: Callable[[], bool]) -> No
         bench.watch._clock = time.time
         task = asyncio.create_task(bench.watch.run())
         for one in drifts:
-            await bench.watch._keep([one], {"m": ["v1"]})
+            await bench.watch._keep([one], ["m"], {"m": ["v1"]})
         async with asyncio.timeout(20):
             while not until():  # noqa: ASYNC110 - what it waits for is another process
                 await asyncio.sleep(0.02)
