@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +24,7 @@ from eval.yaml_places import explained
 
 _RESERVED: Final = frozenset({"model", "messages", "prompt", "stream", "stream_options", "max_tokens", "seed", "n"})
 """Fields of a request that the run sets."""
-_FROM_TEXT: Final = frozenset({"json", "json_schema", "instructions", "python_tests", "tool_call", "tool_calls"})
+_FROM_TEXT: Final = frozenset({"json", "json_schema", "instructions", "python_tests", "tool_call"})
 """Scorers whose targets a CSV holds as JSON."""
 _MIXED: Final = ("messages", "scorer", "choices", "then", "request", "chat")
 """Fields that a CSV holds as JSON."""
@@ -68,8 +68,6 @@ class Recipe:
     """Of an example's answer."""
     few_shot: FewShot | None = None
     renderer: Renderer | None = None
-    untyped: frozenset[str] = field(default=frozenset())
-    """Sources whose cells are all texts (CSV)."""
 
     @property
     def free(self) -> bool:
@@ -121,12 +119,12 @@ def _ask(recipe: Recipe, record: Record) -> _Asked:
     known.setdefault("kind", recipe.kind)
     if recipe.way is not None:
         known.setdefault("chat", recipe.way.chat)
-    if record.source in recipe.untyped and recipe.way is None:
+    if not record.typed and recipe.way is None:
         known = _typed(known, file)
     if isinstance(known.get("id"), int):
         known["id"] = str(known["id"])
     try:
-        row = msgspec.convert(known, CaseRow, strict=record.source not in recipe.untyped)
+        row = msgspec.convert(known, CaseRow, strict=record.typed)
     except msgspec.ValidationError as error:
         raise SuiteError(f"{record.where}: {explained(error, FIELDS)}") from error
     return _Asked(row, fields, record.where)
@@ -245,12 +243,9 @@ def _scorer(recipe: Recipe, row: CaseRow, target: Any, where: str) -> ScorerSpec
     offered = [row.scorer, recipe.file.scorer, recipe.way.scorer if recipe.way else None]
     try:
         specs = [ScorerSpec.parse(one) for one in offered if one is not None]
+        reads = [scorers.LIKELIHOOD in scorers.kind_of(spec.name).needs for spec in specs]
     except ValueError as error:
         raise SuiteError(f"{place}: {error}") from error
-    reads = [
-        spec.name in scorers.SCORERS and scorers.LIKELIHOOD in scorers.needs([spec.name])  # build names unknown ones
-        for spec in specs
-    ]
     if row.kind == "choose":
         if row.scorer is not None and not reads[0]:
             raise SuiteError(

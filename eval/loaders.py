@@ -161,7 +161,6 @@ class _Found:
 
     records: Iterable[Record]
     notes: tuple[str, ...] = ()
-    untyped: frozenset[str] = frozenset()
 
 
 def _published(name: str, path: Path) -> _Draft:
@@ -241,13 +240,12 @@ def _source(draft: _Draft, cache: Path, context: Context | None) -> _Found:
     if file.dataset is not None:
         return _Found(_hub(draft, cache))
     path = draft.beside(str(file.path or file.cases))
-    return _file(draft, path, "cases" if file.cases else "path")
+    return _Found(_file(draft, path, "cases" if file.cases else "path"))
 
 
-def _file(draft: _Draft, path: Path, *keys: str) -> _Found:
+def _file(draft: _Draft, path: Path, *keys: str) -> Iterable[Record]:
     records.check(path, draft.place(*keys))
-    untyped = frozenset({str(path)}) if records.kind(path) == ".csv" else frozenset()
-    return _Found(records.read(path, draft.adapter.header if draft.adapter else None), untyped=untyped)
+    return records.read(path, draft.adapter.header if draft.adapter else None)
 
 
 def _generated(draft: _Draft, context: Context | None) -> _Found:
@@ -303,7 +301,7 @@ def _streamed(hub: str, cache: Path, **options: Any) -> list[dict[str, Any]]:
 
 def _built(draft: _Draft, found: _Found) -> tuple[Case, ...]:
     templates, answer = _templates(draft), _answer(draft)
-    drawn_from, untyped = _pool(draft)
+    drawn_from = _pool(draft)
     with rendering() if templates or answer else nullcontext() as renderer:
         recipe = Recipe(
             file=draft.file,
@@ -313,23 +311,21 @@ def _built(draft: _Draft, found: _Found) -> tuple[Case, ...]:
             answer=answer,
             few_shot=draft.few_shot,
             renderer=renderer,
-            untyped=found.untyped | untyped,
         )
         return cases.build(recipe, found.records, drawn_from)
 
 
-def _pool(draft: _Draft) -> tuple[Iterable[Record] | None, frozenset[str]]:
+def _pool(draft: _Draft) -> Iterable[Record] | None:
     """What examples are drawn from; None: the cases themselves."""
     spec = draft.few_shot
     if spec is not None and spec.examples:
         source = f"{draft.place('few_shot')}: few_shot"
         rows = [{"id": f"example-{number}"} | row for number, row in enumerate(spec.examples, start=1)]
-        return [Record(row, source, number, "example") for number, row in enumerate(rows, start=1)], frozenset()
+        return [Record(row, source, number, "example") for number, row in enumerate(rows, start=1)]
     if spec is None or spec.file is None:
-        return None, frozenset()
+        return None
     path = draft.beside(spec.file)
-    found = _file(draft, path, "few_shot", "file")
-    return found.records, found.untyped
+    return _file(draft, path, "few_shot", "file")
 
 
 def _templates(draft: _Draft) -> tuple[tuple[str, Template], ...]:

@@ -32,6 +32,8 @@ class Record:
     number: int
     """Counted from 1: a line, a row or an example."""
     unit: str = "line"
+    typed: bool = True
+    """False where every cell is a text (CSV)."""
 
     @property
     def where(self) -> str:
@@ -43,11 +45,15 @@ class Record:
         return Path(self.source).name.partition(".")[0]
 
     def renamed(self, columns: Mapping[str, str]) -> Record:
-        """With each of `columns` (field -> column) under the field's name too. Raises SuiteError where one lacks."""
-        for column in columns.values():
-            if column not in self.fields:
+        """With each of `columns` (field -> column) under the field's name too.
+
+        A row that has the field itself may do without the column. Raises SuiteError where it has neither.
+        """
+        for field, column in columns.items():
+            if column not in self.fields and field not in self.fields:
                 raise SuiteError(f"{self.where}: there is no column {column!r}; it has: {', '.join(self.fields)}")
-        return replace(self, fields=self.fields | {field: self.fields[column] for field, column in columns.items()})
+        found = {field: self.fields[column] for field, column in columns.items() if column in self.fields}
+        return replace(self, fields=self.fields | found)
 
 
 def read(path: Path, header: Sequence[str] | None = None) -> Iterator[Record]:
@@ -130,7 +136,9 @@ def _csv(path: Path, header: Sequence[str] | None) -> Iterator[Record]:
             if names is None or (header and rows.line_num == 1 and [cell.lower() for cell in row] == _lower(header)):
                 names = row
             elif row:
-                yield Record(_matched(row, names, f"{path} line {rows.line_num}"), str(path), rows.line_num)
+                yield Record(
+                    _matched(row, names, f"{path} line {rows.line_num}"), str(path), rows.line_num, typed=False
+                )
     except csv.Error as error:
         raise SuiteError(f"{path} line {rows.line_num}: not valid CSV: {error}") from error
 

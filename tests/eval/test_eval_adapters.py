@@ -3,16 +3,20 @@
 import csv
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+from engines.fixtures import FakeEngine
+from eval_support import Cli
 
 from eval import loaders, scorers
 from eval.adapters import ADAPTERS
 from eval.errors import SuiteError, SuiteGoneError
+from eval.results import RunStore
 from eval.scorers import Answered
 from eval.suite import Case, Suite
 
@@ -212,6 +216,24 @@ def test_three_lines_make_a_suite_and_the_suite_decides(tmp_path: Path) -> None:
     assert [turn.content for turn in own.cases[0].messages] == ["Think.", "Q: Two and two apples?"]
     assert (own.sampling.temperature, own.sampling.max_tokens) == (0.5, 400)
     assert own.cases[0].scorer.options == {"pick": "first"}
+
+
+def test_eval_run_takes_a_published_file_by_its_format(
+    cli: Cli, tmp_path: Path, fake_engine: Callable[..., FakeEngine]
+) -> None:
+    engine = fake_engine()
+    data = lines(tmp_path / "test.jsonl", *GSM8K)
+    ended = cli.call("run", "gsm8k", "--path", str(data), "--model", f"{engine.url}#fake", "--sample", "1")
+    assert ended.returncode == 0, ended.stderr
+    (run,) = RunStore(cli.state / "runs").all()
+    (sample,) = run.samples().values()
+    drawn = load("gsm8k", data).limited(1, 0).cases[0]
+    assert (sample.case, sample.prompt_digest, sample.scorer) == (drawn.id, drawn.prompt_digest, "numeric")
+    other = next(seed for seed in range(9) if load("gsm8k", data).limited(1, seed).cases[0].id != drawn.id)
+    again = ("run", "gsm8k", "--path", str(data), "--model", f"{engine.url}#fake", "--sample", "1")
+    assert cli.call(*again, "--sample-seed", str(other)).returncode == 0
+    cases = [case for run in RunStore(cli.state / "runs").all() for case, _ in run.samples()]
+    assert sorted(cases) == ["test-00001", "test-00002"]
 
 
 DAMAGED = [
