@@ -120,11 +120,19 @@ class Target:
         self.pinned = pinned
 
 
-class _Card(msgspec.Struct):
+class _Card(msgspec.Struct, omit_defaults=True):
     id: str
     object: str
     created: int
     owned_by: str
+    max_model_len: int = 0
+    """The window in tokens, prompt and answer together, under vLLM's name; 0 (left out) where no engine tells it."""
+
+
+def _window(target: Target) -> int:
+    """Of a pinned version its window; of a route the smallest of its versions', where all of them tell theirs."""
+    versions = [target.pinned] if target.pinned else list(target.model.versions.values())
+    return min((version.config.context_tokens for version in versions), default=0)
 
 
 def _list_of(cards: Iterable[bytes]) -> bytes:
@@ -164,9 +172,9 @@ class Snapshot:
                 if label in model.versions:
                     self.targets[f"{name}@{alias}"] = Target(model, model.versions[label])
             cards += [
-                _Card(target, "model", config.created, "modelyard")
-                for target in self.targets
-                if target.partition("@")[0] == name
+                _Card(known, "model", config.created, "modelyard", _window(target))
+                for known, target in self.targets.items()
+                if known.partition("@")[0] == name
             ]
         self.cards = {card.id: msgspec.json.encode(card) for card in cards}
         self.models_body = _list_of(self.cards.values())
