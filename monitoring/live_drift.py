@@ -9,8 +9,8 @@ The verdict of a feature:
 2. **act**: q ≤ alpha and the effect ≥ `act`. Feedback that became better is never more than watch.
 3. **watch**: q ≤ alpha and the effect ≥ `watch`.
 4. **inconclusive**: a window without drift would often show an effect of `watch` at these sizes, so that finding none
-   means nothing.
-5. **none**: any drift is smaller than `watch`, or smaller than chance.
+   means nothing; or the effect's interval still reaches `act`.
+5. **none**: drift of the size of `act` is excluded, and any that there is is under `watch` or within chance.
 
 The effect is the PSI less its mean under permuted labels; p is by permutation at the window's own sizes, of the larger
 of KS and PSI for numbers, of χ² for categories, of MMD for embeddings; q is p adjusted over all features of the check.
@@ -20,6 +20,7 @@ over alpha.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -191,7 +192,8 @@ def _measured(
     permuted = distances.psi(*distances.permuted_counts(table, labels))
     noise = float(permuted.mean())
     low, high = distances.psi_interval(table, weights, policy.alpha)
-    needed = needed_reference = 0
+    effect = max(0.0, psi - noise)
+    needed, needed_reference = _until_excluded(effect, high, n, m, policy)
     if float(np.quantile(permuted, 1 - policy.alpha)) - noise > policy.watch:
         needed, needed_reference = needed_for(policy.watch, len(table.names), n, m)
         if not (needed or needed_reference):  # conversations count for less than their turns
@@ -207,11 +209,20 @@ def _measured(
         needed_reference=needed_reference,
         psi=psi,
         noise=noise,
-        effect=psi - noise,
+        effect=effect,
         low=low,
         high=high,
         moves=_moves(table),
     )
+
+
+def _until_excluded(effect: float, high: float, n: int, m: int, policy: Policy) -> tuple[int, int]:
+    """How many more samples of (current, reference) take an interval that reaches `act` under it, if the effect stays:
+    its width goes with 1/√n."""
+    if high < policy.act or effect >= policy.act:
+        return 0, 0
+    times = min(100.0, ((high - effect) / (policy.act - effect)) ** 2) - 1
+    return max(1, math.ceil(times * m)), math.ceil(times * n) if n < 2 * m else 0
 
 
 def _moves(table: Table) -> list[Move]:
@@ -283,18 +294,23 @@ def _embedding(name: str, both: _Side, policy: Policy, rng: np.random.Generator)
     kernel = distances_vectors.rbf_kernel(vectors)
     distance = float(distances_vectors.mmd(kernel, observed)[0])
     units = [both.units[index] for index in kept]
+    n, m = split, len(kept) - split
     domain = distances_vectors.domain_classifier(vectors, split, labels[:CLASSIFIER_RESAMPLES], rng, units)
-    low, high = distances_vectors.auc_interval(domain.auc, split, len(kept) - split, policy.alpha)
+    low, high = distances_vectors.auc_interval(domain.auc, n, m, policy.alpha)
+    effect, most = distances_vectors.auc_as_psi(domain.auc), distances_vectors.auc_as_psi(high)
+    needed, needed_reference = _until_excluded(effect, most, n, m, policy)
     result = FeatureDrift(
         feature=name,
         kind=feature.kind,
         scale=feature.scale,
         verdict="none",
-        reference_n=split,
-        current_n=len(kept) - split,
-        effect=distances_vectors.auc_as_psi(domain.auc),
+        reference_n=n,
+        current_n=m,
+        needed=needed,
+        needed_reference=needed_reference,
+        effect=effect,
         low=distances_vectors.auc_as_psi(low),
-        high=distances_vectors.auc_as_psi(high),
+        high=most,
         p=distances.permutation_p(distance, distances_vectors.mmd(kernel, labels)),
         test="MMD, permuted",
         statistics={

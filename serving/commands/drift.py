@@ -29,7 +29,7 @@ class _ShowByDefault(TyperGroup):
     """`drift`, `drift MODEL` and `drift --json` mean `drift show …`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "--help" not in args and (not args or args[0] not in self.commands):
+        if not args or args[0] not in (*self.commands, "--help"):
             args = ["show", *args]
         return list(super().parse_args(ctx, args))
 
