@@ -42,14 +42,14 @@ class _Texts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS samples (
-    id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
+    id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, key TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL,
     started_at REAL NOT NULL, bytes INTEGER NOT NULL, data BLOB NOT NULL, texts BLOB
 );
 CREATE INDEX IF NOT EXISTS samples_by_time ON samples (model, started_at);
 CREATE INDEX IF NOT EXISTS samples_by_request ON samples (request_id);
 CREATE TABLE IF NOT EXISTS feedback (
-    request_id TEXT PRIMARY KEY, model TEXT NOT NULL, version TEXT NOT NULL, started_at REAL NOT NULL,
-    at REAL NOT NULL, score REAL NOT NULL, data BLOB NOT NULL
+    request_id TEXT NOT NULL, key TEXT NOT NULL, model TEXT NOT NULL, version TEXT NOT NULL, started_at REAL NOT NULL,
+    at REAL NOT NULL, score REAL NOT NULL, data BLOB NOT NULL, PRIMARY KEY (request_id, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS feedback_by_time ON feedback (model, started_at);
 CREATE TABLE IF NOT EXISTS pending (id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, at REAL NOT NULL, data BLOB);
@@ -100,8 +100,8 @@ class SampleStore:
                         f"{path} was written by a newer release of Modelyard",
                         remedy="start that release or a newer one, or move the file away",
                     )
-                connection.executescript(_TABLES)
-                connection.execute(f"PRAGMA user_version={SCHEMA}")
+                if found < SCHEMA:
+                    connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={SCHEMA}; COMMIT;")
             except BaseException:
                 connection.close()
                 raise
@@ -169,7 +169,7 @@ class SampleStore:
         tail = f" ORDER BY s.started_at {order}, s.id {order} LIMIT ?5" if limited else ""
         return self._rows(
             f"SELECT {columns} FROM samples s LEFT JOIN feedback f ON f.request_id = s.request_id"  # noqa: S608
-            " AND f.model = s.model WHERE (?1 = '' OR s.model = ?1) AND (?2 = '' OR s.version = ?2)"
+            " AND f.key = s.key WHERE (?1 = '' OR s.model = ?1) AND (?2 = '' OR s.version = ?2)"
             f" AND s.started_at >= ?3 AND s.started_at < ?4{_CONDITIONS[wanted.feedback]}{tail}",
             (wanted.model, wanted.version, wanted.since, _finite(wanted.until))
             + ((min(wanted.limit, LIMIT_MAX),) if limited else ()),
@@ -203,12 +203,12 @@ class SampleStore:
                     ).rowcount
             said = run("DELETE FROM feedback WHERE started_at < ?", (now - oldest_s,)).rowcount
             said += run(
-                "DELETE FROM feedback WHERE request_id IN"
-                " (SELECT request_id FROM feedback ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                "DELETE FROM feedback WHERE (request_id, key) IN"
+                " (SELECT request_id, key FROM feedback ORDER BY at DESC LIMIT -1 OFFSET ?)",
                 (FEEDBACK_MAX,),
             ).rowcount
             if gone or said:
-                run("PRAGMA incremental_vacuum")
+                run("PRAGMA incremental_vacuum").fetchall()
                 run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # what was deleted is in no journal either
         return gone
 
@@ -247,20 +247,21 @@ class SamplesTx:
             data = _encode(plain)
             size = len(data) + len(texts or b"")
             self._run(
-                "INSERT INTO samples (request_id, model, version, started_at, bytes, data, texts)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (sample.request_id, sample.model, sample.version, sample.started_at, size, data, texts),
+                "INSERT INTO samples (request_id, key, model, version, started_at, bytes, data, texts)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (sample.request_id, sample.key, sample.model, sample.version, sample.started_at, size, data, texts),
             )
 
     def give(self, one: Feedback) -> bool:
-        """Keep feedback in place of an earlier one on the same request. Returns whether it is the latest."""
+        """Keep feedback in place of an earlier one on the same request (of its key: clients may choose ids, and two
+        may choose the same one). Returns whether it is the latest."""
         changed = self._run(
-            "INSERT INTO feedback (request_id, model, version, started_at, at, score, data)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (request_id) DO UPDATE SET"
+            "INSERT INTO feedback (request_id, key, model, version, started_at, at, score, data)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (request_id, key) DO UPDATE SET"
             " model = excluded.model, version = excluded.version, started_at = excluded.started_at,"
             " at = excluded.at, score = excluded.score, data = excluded.data"
             " WHERE excluded.at >= feedback.at",
-            (one.request_id, one.model, one.version, one.started_at, one.at, one.score, _encode(one)),
+            (one.request_id, one.key, one.model, one.version, one.started_at, one.at, one.score, _encode(one)),
         )
         return changed.rowcount > 0
 

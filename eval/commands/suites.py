@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eval.commands.options import Json, StateDirectory, SuiteName, plainly
+from eval.commands import traffic
+from eval.commands.options import DataPath, Json, StateDirectory, SuiteName, plainly
 from registry import terminal
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ app = typer.Typer(
     help="Which suites there are: list, show, check.", add_completion=False, no_args_is_help=True, rich_markup_mode=None
 )
 
-DataPath = Annotated[
-    Path | None,
-    typer.Option("--path", metavar="FILE", help="A data set's published file or folder, where SUITE names its format."),
-]
+app.command("from-traffic")(traffic.from_traffic)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,13 @@ from serving.control import segments
 WAIT_S: Final = 600.0
 LOOK_BACK_AFTER_S: Final = 2.0
 """By then the record of a request that has ended is counted: segments are searched for older ones."""
-LOOK_BACK_EVERY_S: Final = 10.0
+LOOK_BACK_EVERY_S: Final = 30.0
 LOOK_BACK_S: Final = 7 * 86400.0
-LOOK_BACK_BYTES_MAX: Final = 256 * 1024 * 1024
+LOOK_BACK_BYTES_MAX: Final = 512 * 1024 * 1024
+"""Of segments, for an operator who waits for it: some seconds at most."""
+GLANCE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""For what clients send: half a second of one core, so that unknown ids hold up nobody."""
+SAME_ID_MAX: Final = 8
 KNOWN_MAX: Final = 20_000
 """Requests that feedback finds at once."""
 DEFAULT: Final = SamplesConfig()
@@ -71,7 +75,7 @@ class FeedbackJoin:
         self._models = models
         self._requests = requests
         self._clock = clock
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._known: OrderedDict[str, tuple[Known, ...]] = OrderedDict()
         self._known_lock = threading.Lock()
         self._texts: dict[int, tuple[str, str]] = {}
         self._pending: dict[int, Pending] = {}
@@ -93,20 +97,23 @@ class FeedbackJoin:
         with self._known_lock:
             for record in records:
                 if record.model and not record.shadow_of:
-                    self._known[record.request_id] = Known.of(record)
+                    others = self._known.get(record.request_id, ())
+                    self._known[record.request_id] = _with(others, Known.of(record))
                     self._known.move_to_end(record.request_id)
             while len(self._known) > KNOWN_MAX:
                 self._known.popitem(last=False)
 
     def give(self, given: FeedbackGiven) -> Feedback:
         """Feedback by an operator, joined at once. Raises NotFoundError where the yard has had no such request."""
-        known = self._find(given.request_id) or self._look_back([given.request_id]).get(given.request_id)
-        if known is None:
+        found = self._find(given.request_id)
+        if not found:
+            found = self._look_back([given.request_id], LOOK_BACK_BYTES_MAX).get(given.request_id, ())
+        if not found:
             raise NotFoundError(
                 f"there was no request {given.request_id} in the last {LOOK_BACK_S / 86400:.0f} days",
                 remedy="it is the `x-request-id` of an answer, and is known about a second after the answer ends",
             )
-        one = self._feedback(given, known)
+        one = self._feedback(given, found[-1])
         with self._store.transaction() as tx:
             self._keep(tx, one)
         return one
@@ -118,7 +125,7 @@ class FeedbackJoin:
         settled: list[int] = []
         for one in given:
             known = self._find(one.request_id)
-            if known is not None:
+            if known:
                 kept += self._judge(tx, one, known)
                 continue
             waiting = Pending(request_id=one.request_id, at=one.at, score=one.score, label=one.label, key=one.key_id)
@@ -127,8 +134,8 @@ class FeedbackJoin:
             self._texts[number] = (one.comment, one.target)
         found = self._look_back_for(now)
         for number, waits in self._pending.items():
-            known = self._find(waits.request_id) or found.get(waits.request_id)
-            if known is not None:
+            known = self._find(waits.request_id) or found.get(waits.request_id, ())
+            if known:
                 comment, target = self._texts.get(number, ("", ""))
                 again = FeedbackGiven(waits.request_id, waits.at, waits.score, waits.label, comment, target, waits.key)
                 kept += self._judge(tx, again, known)
@@ -143,11 +150,12 @@ class FeedbackJoin:
             self._texts.pop(number, None)
         return kept
 
-    def _judge(self, tx: SamplesTx, given: FeedbackGiven, known: Known) -> int:
-        if given.key_id != known.key_id:
+    def _judge(self, tx: SamplesTx, given: FeedbackGiven, known: tuple[Known, ...]) -> int:
+        own = next((one for one in known if one.key_id == given.key_id), None)
+        if own is None:
             tx.add("feedback_ignored", kind="other_key")
             return 0
-        self._keep(tx, self._feedback(given, known))
+        self._keep(tx, self._feedback(given, own))
         return 1
 
     def _feedback(self, given: FeedbackGiven, known: Known) -> Feedback:
@@ -175,11 +183,12 @@ class FeedbackJoin:
         tx.give(one)
         tx.add("feedback", one.model, one.version, kind)
 
-    def _find(self, request_id: str) -> Known | None:
+    def _find(self, request_id: str) -> tuple[Known, ...]:
+        """The requests of that id, one per key, the latest last: clients may choose ids."""
         with self._known_lock:
-            return self._known.get(request_id)
+            return self._known.get(request_id, ())
 
-    def _look_back_for(self, now: float) -> dict[str, Known]:
+    def _look_back_for(self, now: float) -> dict[str, tuple[Known, ...]]:
         """Requests that feedback waits for and that are not among the latest: searched for once, now and then."""
         wanted = {
             one.request_id
@@ -190,11 +199,11 @@ class FeedbackJoin:
             return {}
         self._looked_at = now
         self._looked = (self._looked | wanted) & {one.request_id for one in self._pending.values()}
-        return self._look_back(wanted)
+        return self._look_back(wanted, GLANCE_BYTES_MAX)
 
-    def _look_back(self, wanted: Iterable[str]) -> dict[str, Known]:
+    def _look_back(self, wanted: Iterable[str], bytes_max: int) -> dict[str, tuple[Known, ...]]:
         """Search the segments of the last days, newest first, within bounds."""
-        missing, found, size = set(wanted), dict[str, Known](), 0
+        missing, found, size = set(wanted), dict[str, tuple[Known, ...]](), 0
         if self._requests is None:
             return found
         for name in reversed(segments.names(self._requests)):
@@ -202,16 +211,21 @@ class FeedbackJoin:
             try:
                 stat = path.stat()
                 size += stat.st_size
-                if size > LOOK_BACK_BYTES_MAX or self._clock() - stat.st_mtime > LOOK_BACK_S:
+                if size > bytes_max or self._clock() - stat.st_mtime > LOOK_BACK_S:
                     break
                 for record in _records(path):
                     if record.request_id in missing and record.model and not record.shadow_of:
-                        found[record.request_id] = Known.of(record)
+                        found[record.request_id] = _with(found.get(record.request_id, ()), Known.of(record))
             except OSError:
                 continue
             if missing <= found.keys():
                 break
         return found
+
+
+def _with(others: tuple[Known, ...], known: Known) -> tuple[Known, ...]:
+    """The requests of one id with another one: one per key, the latest last, SAME_ID_MAX at most."""
+    return (*(one for one in others if one.key_id != known.key_id), known)[-SAME_ID_MAX:]
 
 
 def _records(path: Path) -> Iterator[RequestRecord]:

@@ -41,8 +41,6 @@ PRUNE_S: Final = 60.0
 STALE_S: Final = 60.0
 """A hidden file older than this belongs to a worker that was killed while it wrote it."""
 
-Hook = Callable[[Sequence[TrafficSample]], None]
-
 
 @dataclass(slots=True)
 class Report:
@@ -59,8 +57,7 @@ class Samples:
     """One yard's. Blocking: `step`, `give` and the store's methods run in threads; steps wait for each other.
 
     `models` gives the configuration in force, `digest_of` a version's digest ("" where it is not known); `requests` is
-    the folder of the records' segments. `hooks` get the samples of each step with their texts, redacted, after they
-    were kept; what they raise is logged.
+    the folder of the records' segments; `language` tells a text's language, where the yard wants that at once.
     """
 
     def __init__(
@@ -75,8 +72,7 @@ class Samples:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
-        self.hooks: list[Hook] = []
-        self.language = language
+        self._language = language
         self.feedback = FeedbackJoin(store, models=models, requests=requests, clock=clock)
         self._folder = folder
         self._models = models
@@ -112,11 +108,6 @@ class Samples:
             if abs(now - self._pruned_at) >= PRUNE_S:
                 self._pruned_at = now
                 self.prune(now)
-        for hook in self.hooks if report.samples else ():
-            try:
-                hook(report.samples)
-            except Exception:
-                log.exception("%d samples were kept, and not looked at further", len(report.samples))
         return report
 
     def prune(self, now: float) -> int:
@@ -155,7 +146,7 @@ class Samples:
             for entry in entries:
                 if isinstance(entry, FeedbackGiven):
                     given.append(entry)
-                elif (sample := self._sample(entry)) is not None:
+                elif (sample := self._read(entry)) is not None:
                     report.samples.append(sample)
         try:
             with self.store.transaction() as tx:
@@ -184,6 +175,14 @@ class Samples:
         self._taken = set()
 
     # --- one sample ---
+
+    def _read(self, entry: Captured) -> TrafficSample | None:
+        """The sample; None where there is to be none, or where its bytes are such that nobody can read them."""
+        try:
+            return self._sample(entry)
+        except Exception as error:  # one client's bytes hold up nobody else's; what they say is in no log
+            log.error("the sample of request %s cannot be read: %s", entry.record.request_id, type(error).__name__)
+            return None
 
     def _sample(self, entry: Captured) -> TrafficSample | None:
         """The sample of a captured request, redacted; None where the configuration has changed its mind."""
@@ -230,7 +229,7 @@ class Samples:
                 completion_tokens=record.completion_tokens,
                 tool_calls=len(calls) if output is not None else None,
                 mean_logprob=said.mean_logprob,
-                language=self.language,
+                language=self._language,
             ),
         )
 

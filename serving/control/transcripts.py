@@ -139,7 +139,7 @@ _REQUESTS: Final[Mapping[str, Callable[[Json], Iterator[Turn]]]] = {
     "/v1/messages": _message_turns,
 }
 ENDPOINTS: Final = frozenset(_REQUESTS)
-"""Whose requests are samples; those of others are measured by their tokens alone."""
+"""Whose bodies and answers can be read."""
 
 
 # --- answers ---

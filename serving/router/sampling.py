@@ -4,8 +4,8 @@ Owns: which requests are sampled, the at most FLUSH_AFTER_S that an entry waits 
 bounds. Never: reading a body or an answer, waiting for anything but the local page cache, failing a request: what is
 over a bound is dropped and counted.
 
-A request is sampled by a keyed hash of its id, so that every worker decides alike and no client can choose. Requests
-that name a version themselves are not: they are evaluations and tests. A file is written whole under a hidden name and
+A request for text is sampled by a keyed hash of its id, so that every worker decides alike and no client can choose.
+One that names a version itself is not: it is an evaluation or a test. A file is written whole under a hidden name and
 then renamed; the control plane takes it in once and deletes it. It holds what clients wrote, so only its owner can
 read it.
 """
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.capture import SPOOL_MAGIC, SUFFIX, Captured, Entry, FeedbackGiven, pack
 from serving.router.degraded import CopiedAnswer
+from serving.router.openai_wire import GENERATING
 from serving.router.split import bucket_of, sticky_hash
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ LOOK_S: Final = 2.0
 ENTRY_BYTES: Final = 1024
 """What an entry takes beside its bytes."""
 OK: Final = 200
+ENDPOINTS: Final = GENERATING | {"/v1/responses", "/v1/messages"}
+"""Endpoints that answer with text."""
 
 
 class Spool:
@@ -132,7 +135,7 @@ class Sampling:
 
     def take(self, record: RequestRecord, request: Request, answer: Answer | None) -> None:
         """The request has ended and its record changes no more: keep it, if an engine answered it with 200."""
-        if record.status != OK or not isinstance(answer, CopiedAnswer):
+        if record.status != OK or record.endpoint not in ENDPOINTS or not isinstance(answer, CopiedAnswer):
             return
         body = request.body
         input_cut = len(body) > self.bytes_max
