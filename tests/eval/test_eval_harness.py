@@ -184,6 +184,7 @@ def write_task(folder: Path, how: str) -> None:
     (folder / "own.yaml").write_text(TASK.replace("DATA", str(folder / "data.jsonl")) + how)
 
 
+@pytest.mark.timeout(900)
 def test_a_task_is_run_kept_and_reused(
     cli: Cli, tmp_path: Path, fake_engine: Callable[..., FakeEngine], lm_eval_python: str
 ) -> None:
@@ -201,6 +202,9 @@ def test_a_task_is_run_kept_and_reused(
     again = cli.run(*given, "--python", lm_eval_python, "--json", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert engine.stats()["requests"] == asked
+    twin = cli.run(*given, "--baseline", f"{engine.url}#fake", "--python", lm_eval_python, HF_HUB_OFFLINE="1")
+    assert twin.returncode == 3, twin.stderr  # three samples decide nothing
+    assert "inconclusive" in twin.stdout
 
     write_task(tmp_path, CHOOSE)
     refused = cli.run(*given, "--python", lm_eval_python, HF_HUB_OFFLINE="1")
