@@ -147,8 +147,10 @@ def assess_all(
     margin: float,
     alpha: float,
     seed: int,
+    with_drift: bool = True,
 ) -> list[Assessment]:
-    """Compare each candidate's run with the baseline's, and decide on them as one family.
+    """Compare each candidate's run with the baseline's, and decide on them as one family. The drift of outputs, which
+    takes longer than all the rest, can be left out where nobody reads it.
 
     Raises RunError where not one sample of a candidate can be paired.
     """
@@ -163,14 +165,14 @@ def assess_all(
             raise RunError(f"no sample of {baseline.run.name} and {candidate.run.name} can be paired ({reason})")
         measured.append(compare.measure(pairs, unpaired, alpha=alpha, rng=rng, family=len(candidates)))
     results = compare.decide_all(measured, gates=gates, margin=margin, alpha=alpha)
-    embedder = embeddings.load() or embeddings.FALLBACK
+    embedder = (embeddings.load() or embeddings.FALLBACK) if with_drift else None
     return [
         Assessment(
             baseline=baseline,
             candidate=candidate,
             result=result,
             flips=tuple(flips(left, right)),
-            drift=measure_drift(left, right, embedder, alpha, rng),
+            drift=measure_drift(left, right, embedder, alpha, rng) if embedder is not None else None,
             floor=floor,
             ratios=tuple(ratios(left, right, alpha / len(candidates), rng)),
             family=len(candidates),

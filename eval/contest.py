@@ -56,7 +56,9 @@ def plan(
     )
 
 
-def decide(session: Session, contest: Contest, *, gates: Sequence[str], alpha: float) -> list[Assessment]:
+def decide(
+    session: Session, contest: Contest, *, gates: Sequence[str], alpha: float, with_drift: bool = True
+) -> list[Assessment]:
     """Run what is missing, then decide on all candidates as one family."""
     left, rights = contest.baseline, contest.candidates
     already = {right.run.name for right in rights}
@@ -71,4 +73,5 @@ def decide(session: Session, contest: Contest, *, gates: Sequence[str], alpha: f
             margin=contest.margin,
             alpha=alpha,
             seed=session.settings.seed,
+            with_drift=with_drift,
         )

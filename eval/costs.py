@@ -69,7 +69,7 @@ def read(where: Endpoint) -> Books | None:
 
 
 def read_after(
-    where: Endpoint,
+    look: Callable[[], Books | None],
     version: str,
     before: Books,
     requests: int,
@@ -77,10 +77,10 @@ def read_after(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Books | None:
-    """The books once they have so many more `requests` of the version, or SETTLING_S have passed."""
+    """What `look` gives once the books have so many more `requests` of the version, or SETTLING_S have passed."""
     until = clock() + SETTLING_S
     while True:
-        found = read(where)
+        found = look()
         seen = 0 if found is None else found.requests.get(version, 0) - before.requests.get(version, 0)
         if found is None or seen >= requests or clock() > until:
             return found

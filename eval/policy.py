@@ -34,6 +34,8 @@ class SuitePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     suite: str
     """A shipped suite's name, or a path (from the policy's folder)."""
+    path: str | None = None
+    """A published data set (from the policy's folder), where `suite` names its format."""
     margin: float | None = None
     """δ [default: the suite's, else 0.05 or the noise floor]."""
     gates: tuple[str, ...] = ()
@@ -99,6 +101,11 @@ def located(suite: str, folder: Path) -> str:
     """The suite as the policy means it: a path from the policy's own folder, where there is one, else a name."""
     beside = folder / suite
     return str(beside) if beside.exists() and ("/" in suite or suite.endswith((".yaml", ".yml"))) else suite
+
+
+def data_of(suite: SuitePolicy, folder: Path) -> Path | None:
+    """The published data set that the suite's format reads."""
+    return None if suite.path is None else folder / suite.path
 
 
 def _check(policy: Policy, path: Path) -> None:

@@ -258,7 +258,7 @@ class Session:
         spent: list[Spent] = []
         if before is not None:
             version = job.plan.subject.model
-            after = costs.read_after(self.endpoint, version, before, requests)
+            after = costs.read_after(lambda: costs.read(self.endpoint), version, before, requests)
             if after is not None:
                 spent = costs.of_sitting(before, after, version, requests=requests, answered=answered)
                 spent = costs.added(job.run.info().costs, spent)

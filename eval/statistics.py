@@ -190,7 +190,7 @@ def bca(
     """Bias-corrected and accelerated bootstrap interval of the mean; `unseen_interval` where all are 0.
 
     A bootstrap of few values is too narrow (of 5, its low end lies above the true mean three times too often), so under
-    BCA_ALONE_FROM values the interval reaches at least as far as t's.
+    BCA_ALONE_FROM values, and wherever weights differ, the interval reaches at least as far as t's.
     """
     if not d.any():
         return unseen_interval(len(d) if weights is None else kish(weights), alpha)
@@ -207,7 +207,7 @@ def bca(
         batch=_batch(len(d)),
     ).confidence_interval
     low, high = float(found.low), float(found.high)
-    if (len(d) if weights is None else kish(weights)) >= BCA_ALONE_FROM:
+    if weights is None and len(d) >= BCA_ALONE_FROM:
         return Interval(low, high, "BCa bootstrap")
     t = t_interval(plain_error(d, weights), alpha)
     return Interval(min(low, t.low), max(high, t.high), "BCa bootstrap or t, the wider")

@@ -98,12 +98,14 @@ def check(
                     no_cache,
                     price,
                     provider,
+                    path=policies.data_of(one, policy.parent),
+                    models=(baseline, candidate),
                 )
             )
             gates = one.gates or session.suite.gates
             planned = contest.plan(session, baseline, [candidate], margin=one.margin, alpha=declared.alpha)
             sys.stderr.write(f"{session.suite.name}: {planned.states[0]} / {planned.states[1]}\n")
-            (found,) = contest.decide(session, planned, gates=gates, alpha=declared.alpha)
+            (found,) = contest.decide(session, planned, gates=gates, alpha=declared.alpha, with_drift=False)
             judged.append(Judged(one, session.suite.name, session.suite.digest, planned.margin, tuple(gates), found))
         code, value = conclude(session, declared, judged, quiet=json)
         if json:

@@ -71,7 +71,7 @@ def test_slices_and_ratios_can_fail_a_gate_too(cli: Cli, tmp_path: Path, fake_en
             enumerate((folder / "cases.jsonl").read_text().splitlines())]  # fmt: skip
     (folder / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     good = f"{fake_engine().url}#fake"
-    slow = f"{fake_engine('--first-token-delay-s', '0.1').url}#fake"
+    slow = f"{fake_engine('--first-token-delay-s', '0.5').url}#fake"
     bad = f"{fake_engine('--word', 'x').url}#fake"
     path = write_policy(tmp_path, entry={"margin": 0.4}, max_latency_ratio=2.0, max_cost_ratio=2.0)
     code, found = gate(cli, path, good, slow, "--concurrency", "16")
@@ -134,6 +134,8 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     finally:
         for engine in engines:
             engine.kill()
+            assert engine.process.stdout is not None
+            engine.process.stdout.close()
 
 
 def test_a_verdict_is_written_to_the_yard_and_opens_its_route(yard: Any, tmp_path: Path) -> None:
@@ -152,10 +154,6 @@ def test_a_verdict_is_written_to_the_yard_and_opens_its_route(yard: Any, tmp_pat
     (listed,) = json.loads(cli.call("gate", "list", "--json").stdout)
     assert listed["id"] == kept["id"]
     assert "m@v2" in cli.call("gate", "list", "m").stdout
-    spent = found["evidence"]["suites"][0]["runs"]["candidate"]
-    info = json.loads((yard.state.runs / spent / "run.json").read_text())
-    assert {cost["basis"] for cost in info["costs"]} >= {"allocated", "busy"}
-    assert all(cost["answered"] == 120 for cost in info["costs"])
 
 
 def test_verdicts_can_be_listed_where_no_yard_runs(cli: Cli) -> None:
