@@ -15,6 +15,7 @@ import logging
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ from registry.terminal import NotThereError, UserError
 NICE: Final = 10
 TEXT_SHOWN: Final = 160
 PAGE: Final = 500
+BATCH: Final = 32
+"""Texts that are embedded at a time."""
 ROUGH: Final = ("input_characters", "input_turns")
 """Not comparable with a run's: it keeps a conversation's last turn."""
 RUN_COLUMNS: Final = (
@@ -305,18 +308,30 @@ class Worker:
                         one.row.vectors[feature] = vector
                     elif all_of_them or self.embedded + len(new) < asked.texts_max:
                         new.append((one, feature))
-            if new:
-                self._encode = self._encode or live_drift_embed.encoder(live_drift_embed.find(asked.model)[1])
-                vectors = self._encode([one.texts[feature] for one, feature in new])
-                cache.put([(one.row.id, feature, one.row.at or self.job.now) for one, feature in new], vectors)
-                for (one, feature), vector in zip(new, vectors, strict=True):
-                    one.row.vectors[feature] = [round(float(value), 5) for value in vector]
-            self.embedded += len(new)
+            done = self.encode(new, cache)
+            self.embedded += done
             if not all_of_them:
                 cache.prune(self.job.now - 2 * self.job.window_s)
         finally:
             cache.close()
-        return []
+        late = len(new) - done
+        return [f"{late} texts are not embedded yet: half of drift.cpu_s went into the others"] if late else []
+
+    def encode(self, new: Sequence[tuple[Sampled, str]], cache: Any) -> int:
+        """Embed texts, batch by batch, until half of the job's CPU seconds are gone. Returns how many were."""
+        from monitoring import live_drift_embed  # noqa: PLC0415
+
+        asked = self.job.embedding
+        for start in range(0, len(new), BATCH):
+            if asked is None or time.process_time() > self.job.cpu_s / 2:
+                return start
+            self._encode = self._encode or live_drift_embed.encoder(live_drift_embed.find(asked.model)[1])
+            batch = new[start : start + BATCH]
+            vectors = self._encode([one.texts[feature] for one, feature in batch])
+            cache.put([(one.row.id, feature, one.row.at or self.job.now) for one, feature in batch], vectors)
+            for (one, feature), vector in zip(batch, vectors, strict=True):
+                one.row.vectors[feature] = [round(float(value), 5) for value in vector]
+        return len(new)
 
 
 def pages(store: Any, pin: Pin) -> Iterator[list[TrafficSample]]:
@@ -335,8 +350,6 @@ def pages(store: Any, pin: Pin) -> Iterator[list[TrafficSample]]:
 
 
 def moment(unix_s: float) -> str:
-    import time  # noqa: PLC0415
-
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
 
 

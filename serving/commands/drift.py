@@ -35,7 +35,7 @@ class _ShowByDefault(TyperGroup):
 
 
 app = application("How far live traffic is from its reference: `drift [MODEL]` shows it.", cls=_ShowByDefault)
-Model = Annotated[str, typer.Argument(metavar="[MODEL]", help="Only this model.", show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Only this model.", show_default=False)]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL")]
 
 

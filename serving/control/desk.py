@@ -154,6 +154,7 @@ class Desk:
                 *(f"worker {name} could not write {count} records" for name, count in lost.items()),
                 *(f"{one.name}: {one.detail}" for one in away if one.name in TOLD),
                 *(f"the certificate in use stays: {problem}" for problem in tls_problems(workers)),
+                *([f"live drift is not checked: {problem}"] if (problem := self._parts.drift.problem) else []),
             ],
         )
 

