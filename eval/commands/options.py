@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eval.results import Run, RunStore
     from eval.session import Session, Settings
 
-SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A shipped suite's name, or the path of a suite.yaml.")]
+SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, a suite.yaml, or a format with --path.")]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name or a part of it that fits one run (eval report list).")
 ]

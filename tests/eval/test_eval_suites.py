@@ -215,6 +215,25 @@ def test_suites_are_listed_shown_and_checked(cli: Cli, tmp_path: Path) -> None:
     assert "cases.jsonl line 1: case 'a': unknown scorer 'numerc'" in wrong.stderr
 
 
+def test_a_data_set_is_streamed_with_a_format_or_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"question": "Which floats?", "subject": "tools", "choices": ["a brick", "a cork"], "answer": 1}]
+    pd.DataFrame(rows).to_parquet(data / "test-00000-of-00001.parquet")
+    suite = {"name": "h", "dataset": {"hub": str(data), "split": "test"}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | {"format": "mmlu"}))
+    (case,) = load(tmp_path).cases
+    assert (case.id, case.slice, case.target) == ("test-00001", "tools", "B")
+    written = {"template": "{{ question }} {{ choices | join(' or ') }}", "columns": {"target": "answer"}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | written | {"task": "choose"}))
+    (case,) = load(tmp_path).cases
+    assert (case.text, case.target) == ("Which floats? a brick or a cork", "a cork")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | {"dataset": {"hub": str(data), "split": "no"}}))
+    with pytest.raises(SuiteError, match=r"suite.yaml line 2: the data set .*cannot be loaded.*check the name"):
+        load(tmp_path)
+
+
 def test_a_hub_is_not_asked_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump({"name": "h", "dataset": {"hub": "org/set"}}))
