@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from monitoring.drift_watch_episodes import Episode
 from monitoring.windows import Drift, Verdict, replace_file
@@ -107,5 +108,6 @@ def read(path: Path) -> Board:
 
 
 def write(path: Path, board: Board) -> None:
-    """Replace the file in one step."""
-    replace_file(path, msgspec.json.encode(board))
+    """Replace the file in one step. Texts of samples stay in memory: on disk they are the store's alone."""
+    drifts = [replace(drift, samples=[replace(sample, text="") for sample in drift.samples]) for drift in board.drifts]
+    replace_file(path, msgspec.json.encode(replace(board, drifts=drifts)))

@@ -141,6 +141,10 @@ def test_texts_are_shown_where_the_store_has_them_and_never_in_a_reference(bench
     found = bench.check()
     assert found.samples[0].text.isupper()
     assert len(found.samples[0].text) <= 160
+    kept = [path.read_bytes() for path in bench.folder.rglob("*") if path.is_file()]
+    words = found.samples[0].text[:20].encode()
+    assert kept
+    assert not any(words in data for data in kept)
 
 
 def test_too_few_samples_are_told_with_the_remedy(bench: Bench) -> None:
