@@ -1,5 +1,7 @@
 """Tool calls, log-likelihoods, and the overlap with a reference."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,3 +151,14 @@ def test_overlap_is_a_share_and_the_target_itself_is_right(text: str, target: st
         assert overlap(name, target, target) == pytest.approx(1)
         assert overlap(name, f" {target.replace(' ', '  ')}\n", target) == pytest.approx(1)
         assert overlap(name, "", target) == 0
+
+
+def test_a_text_is_scored_by_its_likelihood() -> None:
+    scorer = build("perplexity", {}, "a text")
+    found = scorer.score(Answered(choices={"a text": Likelihood(-4.0, 2)}), "a text")
+    assert found.value == pytest.approx(math.exp(-2))
+    assert found.detail == "perplexity 7.389 over 2 tokens"
+    with pytest.raises(NoScoreError, match="no log-likelihood"):
+        scorer.score(Answered(), "a text")
+    with pytest.raises(ScorerError, match="whose likelihood"):
+        build("perplexity", {}, None)
