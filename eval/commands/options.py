@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from eval.results import Run, RunStore
     from eval.session import Session, Settings
 
-SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, a suite.yaml, or a format with --path.")]
+SuiteName = Annotated[
+    str, typer.Argument(metavar="SUITE", help="A suite's name or suite.yaml, or a format with --path.")
+]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's name or a part of it that fits one run (eval report list).")
 ]

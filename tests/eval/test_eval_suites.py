@@ -229,9 +229,6 @@ def test_a_data_set_is_streamed_with_a_format_or_a_template(tmp_path: Path, monk
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | written | {"task": "choose"}))
     (case,) = load(tmp_path).cases
     assert (case.text, case.target) == ("Which floats? a brick or a cork", "a cork")
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | {"dataset": {"hub": str(data), "split": "no"}}))
-    with pytest.raises(SuiteError, match=r"suite.yaml line 2: the data set .*cannot be loaded.*check the name"):
-        load(tmp_path)
 
 
 def test_a_hub_is_not_asked_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
