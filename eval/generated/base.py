@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 CHARACTERS_PER_TOKEN: Final = 4.0
-"""For an estimate that errs to too many tokens: English filler prose takes XXX characters a token under SmolLM2."""
+"""For an estimate that errs to too many tokens: English filler prose takes 4.6 characters a token under SmolLM2."""
 MESSAGE_TOKENS: Final = 12
 """What a chat template puts around one message, at most, in the usual templates (ChatML: 5 to 7)."""
 SYSTEM_TOKENS: Final = 32

@@ -77,7 +77,7 @@ def generate(options: Mapping[str, Any], context: GenerateContext) -> Generated:
         ]
         if len(fitting) < len(made):
             left_out.append(
-                f"{len(made) - len(fitting)} of {count} {name!r} requests left out: the window is {limit} tokens"
+                f"{len(made) - len(fitting)} of {count} {name!r} requests left out: the window is {limit:,} tokens"
             )
         rows += fitting
     if not rows:

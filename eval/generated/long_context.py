@@ -88,26 +88,30 @@ def generate(options: Mapping[str, Any], context: GenerateContext) -> Generated:
     _check(asked)
     limit = context.context_tokens or asked.unknown_limit
     rows: list[dict[str, Any]] = []
-    left_out: list[str] = []
+    left_out: dict[int, int] = {}
     for length in sorted(set(asked.lengths)):
         cells = list(product(dict.fromkeys(asked.depths), dict.fromkeys(asked.kinds), range(asked.samples)))
         made = [_row(asked, length, *cell) for cell in cells] if length <= limit else []
         fitting = [row for row in made if needed_tokens(row["prompt"], ANSWER_TOKENS, context) <= limit]
         if len(fitting) < len(cells):
-            left_out.append(_left_out(len(cells) - len(fitting), length, limit, known=bool(context.context_tokens)))
+            left_out[length] = len(cells) - len(fitting)
         rows += fitting
     if not rows:
         raise GenerateError(
-            f"no length of {NAME!r} fits a window of {limit} tokens: give one from {SHORTEST} to {limit}"
+            f"no length of {NAME!r} fits a window of {limit:,} tokens: the shortest is {min(asked.lengths):,}"
         )
-    return Generated(rows=tuple(rows), left_out=tuple(left_out))
+    said = (_left_out(left_out, limit, known=bool(context.context_tokens)),) if left_out else ()
+    return Generated(rows=tuple(rows), left_out=said)
 
 
-def _left_out(count: int, length: int, limit: int, *, known: bool) -> str:
-    cases = f"{count} case{'s' if count > 1 else ''} of length {length} left out: "
+def _left_out(counts: Mapping[int, int], limit: int, *, known: bool) -> str:
+    """In one sentence: how many cases of which lengths, and why."""
+    count, lengths = sum(counts.values()), [f"{length:,}" for length in counts]
+    listed = f"lengths {', '.join(lengths[:-1])} and {lengths[-1]}" if len(lengths) > 1 else f"length {lengths[0]}"
+    cases = f"{count} case{'s' if count > 1 else ''} of {listed} left out: "
     if known:
-        return cases + f"the window is {limit} tokens"
-    return cases + f"a server does not tell its window, so nothing above {limit} tokens is asked (`unknown_limit`)"
+        return cases + f"the window is {limit:,} tokens"
+    return cases + f"a server does not tell its window, so nothing above {limit:,} tokens is asked (`unknown_limit`)"
 
 
 def _check(asked: Options) -> None:

@@ -102,21 +102,18 @@ def test_the_server_decides_what_is_left_out_and_never_what_is_asked() -> None:
     assert everything.left_out == ()
     told = generate("long-context", options, GenerateContext(context_tokens=2048))
     assert told.rows == everything.rows[:18]
-    assert told.left_out == ("9 cases of length 8192 left out: the window is 2048 tokens",)
+    assert told.left_out == ("9 cases of length 8,192 left out: the window is 2,048 tokens",)
     untold = generate("long-context", options, GenerateContext())
     assert untold.rows == told.rows
     assert "does not tell its window" in untold.left_out[0]
-    assert "4096" in untold.left_out[0]
+    assert "4,096" in untold.left_out[0]
 
     words = GenerateContext(context_tokens=2048, count_tokens=lambda text: len(text.split()))
     assert generate("long-context", options, words).rows == told.rows
     letters = GenerateContext(context_tokens=2048, count_tokens=len)
     counted = generate("long-context", options, letters)
     assert counted.rows == told.rows[:9]
-    assert [text.partition(" left")[0] for text in counted.left_out] == [
-        "9 cases of length 2048",
-        "9 cases of length 8192",
-    ]
+    assert counted.left_out == ("18 cases of lengths 2,048 and 8,192 left out: the window is 2,048 tokens",)
     with pytest.raises(GenerateError, match="no length of 'long-context' fits a window of 300 tokens"):
         generate("long-context", options, GenerateContext(context_tokens=300))
 
