@@ -14,13 +14,14 @@ import re
 from collections import defaultdict
 from typing import Final
 
+import numpy as np
+
 WORDS: Final = 3
 PERMUTATIONS: Final = 64
 BANDS: Final = 16
 THRESHOLD: Final = 0.85
 SHINGLES_MAX: Final = 4000
 """Of a longer text, those whose hashes are smallest stand for it."""
-_PRIME: Final = (1 << 61) - 1
 _WORD: Final = re.compile(r"\w+|<[a-z]+-\d+>")
 
 
@@ -48,9 +49,9 @@ class NearIndex:
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
         self._threshold = threshold
-        self._shingles: dict[str, frozenset[int]] = {}
-        self._bands: dict[tuple[int, tuple[int, ...]], list[str]] = defaultdict(list)
-        self._functions = [_coefficients(number) for number in range(PERMUTATIONS)]
+        self._texts: list[tuple[str, frozenset[int]]] = []
+        self._bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self._factors, self._terms = _coefficients()
 
     def find(self, text: str) -> str | None:
         """The name of the first added text that is at least as similar as the threshold; None where none is."""
@@ -61,26 +62,27 @@ class NearIndex:
         found = shingles(text)
         if (known := self._find(found)) is not None:
             return known
-        self._shingles[name] = found
         for band in self._cut(found):
-            self._bands[band].append(name)
+            self._bands[band].append(len(self._texts))
+        self._texts.append((name, found))
         return None
 
     def _find(self, found: frozenset[int]) -> str | None:
-        candidates = {name for band in self._cut(found) for name in self._bands.get(band, ())}
-        for name in (one for one in self._shingles if one in candidates) if candidates else ():
-            if similarity(found, self._shingles[name]) >= self._threshold:
+        for number in sorted({one for band in self._cut(found) for one in self._bands.get(band, ())}):
+            name, known = self._texts[number]
+            if similarity(found, known) >= self._threshold:
                 return name
         return None
 
-    def _cut(self, found: frozenset[int]) -> list[tuple[int, tuple[int, ...]]]:
-        signature = [min((a * value + b) % _PRIME for value in found) for a, b in self._functions]
-        rows = PERMUTATIONS // BANDS
-        return [(band, tuple(signature[band * rows : (band + 1) * rows])) for band in range(BANDS)]
+    def _cut(self, found: frozenset[int]) -> list[tuple[int, bytes]]:
+        """The signature in bands. The hash functions are multiplications modulo 2^64 (Dietzfelbinger et al. 1997)."""
+        values = np.fromiter(found, dtype=np.uint64, count=len(found))
+        signature = (self._factors * values + self._terms).min(axis=1)
+        return [(number, band.tobytes()) for number, band in enumerate(signature.reshape(BANDS, -1))]
 
 
-def _coefficients(number: int) -> tuple[int, int]:
-    """Of one hash function, the same in every process."""
-    digest = hashlib.blake2b(b"modelyard minhash %d" % number, digest_size=16).digest()
-    a, b = int.from_bytes(digest[:8], "big") % _PRIME, int.from_bytes(digest[8:], "big") % _PRIME
-    return a or 1, b
+def _coefficients() -> tuple[np.ndarray, np.ndarray]:
+    """Factors (odd) and terms of the hash functions, the same in every process; a column each."""
+    digest = hashlib.shake_128(b"modelyard minhash").digest(16 * PERMUTATIONS)
+    drawn = np.frombuffer(digest, dtype="<u8").astype(np.uint64).reshape(2, PERMUTATIONS, 1)
+    return drawn[0] | np.uint64(1), drawn[1]

@@ -185,12 +185,15 @@ class Samples:
             return None
 
     def _sample(self, entry: Captured) -> TrafficSample | None:
-        """The sample of a captured request, redacted; None where the configuration has changed its mind."""
+        """The sample of a captured request, redacted; None where the configuration has changed its mind, or the client
+        wants none kept."""
         record = entry.record
         config = self._models().get(record.model, DEFAULT)
         if config.store == "none" or not config.rate:
             return None
         asked = transcripts.asked(record.endpoint, entry.body) if entry.body else None
+        if asked is not None and asked.is_private:
+            return None
         said = transcripts.said(record.endpoint, entry.content_type, entry.answer)
         redactor = Redactor(config.redact, self._placed(asked, said))
         messages = None

@@ -45,6 +45,8 @@ class Asked(msgspec.Struct, frozen=True):
 
     messages: tuple[Turn, ...]
     request: Json
+    is_private: bool = False
+    """The client said `"store": false`, in OpenAI's words."""
 
 
 class Said(msgspec.Struct):
@@ -65,7 +67,8 @@ def asked(endpoint: str, body: bytes) -> Asked | None:
     if value is None or read is None:
         return None
     turns = tuple(read(value))[:TURNS_MAX]
-    return Asked(turns, {name: value[name] for name in KEPT if value.get(name) is not None})
+    kept = {name: value[name] for name in KEPT if value.get(name) is not None}
+    return Asked(turns, kept, value.get("store") is False)
 
 
 def _chat_turns(value: Json) -> Iterator[Turn]:
