@@ -29,14 +29,18 @@ from eval.scorers import JUDGE, NoScoreError, Reply
 from eval.scorers.judge import Judging, LlmJudge
 from eval.stream import Completion
 from eval.suite import Case, ScorerSpec, Suite
+from registry.terminal import UserError
 
 JUDGE_VARIABLE: Final = "MODELYARD_JUDGE"
+KEY_VARIABLE: Final = "MODELYARD_JUDGE_KEY"
+"""Sent to a judge elsewhere; MODELYARD_API_KEY goes to the server that is evaluated, and nowhere else."""
 AT_ONCE: Final = 4
 """Calls in flight."""
 ATTEMPTS_MAX: Final = 4
 BACKOFF_S: Final = 0.5
 RETRY_AFTER_MAX_S: Final = 20.0
 TIMEOUT: Final = httpx.Timeout(connect=5.0, read=120.0, write=30.0, pool=None)
+ALIVE_TIMEOUT_S: Final = 5.0
 FAILURES_MAX: Final = 3
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({401, 403, 404})
@@ -53,6 +57,7 @@ class HttpJudge:
         self._subjects: dict[str, Subject] = {}
         self._clients: dict[str, httpx.Client] = {}
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._turn = threading.BoundedSemaphore(AT_ONCE)
         self._failures_in_row = 0
 
@@ -60,7 +65,8 @@ class HttpJudge:
         """Whom `ref` stands for; looked up once. Raises UserError where it is not there."""
         with self._lock:
             if ref not in self._subjects:
-                self._subjects[ref] = endpoints.resolve(self._endpoint, ref)
+                elsewhere = ref.startswith(("http://", "https://"))
+                self._subjects[ref] = self._elsewhere(ref) if elsewhere else endpoints.resolve(self._endpoint, ref)
             return self._subjects[ref]
 
     def ask(self, ref: str, messages: Sequence[Mapping[str, str]], *, max_tokens: int, attempt: int = 0) -> Reply:
@@ -103,6 +109,29 @@ class HttpJudge:
         if self._cache is not None:
             self._cache.close()
 
+    def _elsewhere(self, ref: str) -> Subject:
+        """The judge `URL#MODEL`, once it is known that its server answers."""
+        url, _, model = ref.partition("#")
+        url = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        if not model:
+            raise UserError(f"the judge {ref} names no model: write it as URL#MODEL")
+        try:
+            status = self._client(url).get(f"{url}/v1/models", timeout=ALIVE_TIMEOUT_S).status_code
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise ServerGoneError(
+                f"no server answers at {url}, where the judge should be ({error or type(error).__name__}): start it, "
+                "or name another"
+            ) from error
+        if status in {401, 403}:
+            raise RequestRefusedError(f"the judge at {url} wants a key: set {KEY_VARIABLE}")
+        return Subject(ref=ref, model=model, url=url)
+
+    def _headers(self, url: str) -> dict[str, str]:
+        if url == self._endpoint.url:
+            return endpoints.headers()
+        key = os.environ.get(KEY_VARIABLE, "")
+        return {"authorization": f"Bearer {key}"} if key else {}
+
     def _post(self, subject: Subject, body: Mapping[str, Any]) -> Completion:
         """One completion, asked again after a passing failure."""
         why = ""
@@ -118,7 +147,9 @@ class HttpJudge:
                     return _read(answer)
                 why = f"{answer.status_code}: {_error(answer)}"
                 if answer.status_code in _REFUSED:
-                    raise RequestRefusedError(f"the judge {subject.ref} refuses ({why}): check its name and key")
+                    raise RequestRefusedError(
+                        f"the judge {subject.ref} refuses ({why}): check its name, and {KEY_VARIABLE}"
+                    )
                 if answer.status_code not in _PASSING:
                     raise NoScoreError(f"the judge refuses this question ({why})")
                 wait_s = _retry_after_s(answer, wait_s)
@@ -133,12 +164,12 @@ class HttpJudge:
         raise NoScoreError(f"the judge {subject.ref} does not answer ({why})", passing=True)
 
     def _client(self, url: str) -> httpx.Client:
-        with self._lock:
+        with self._opening:
             if url not in self._clients:
                 own = url == self._endpoint.url
                 self._clients[url] = httpx.Client(
                     timeout=TIMEOUT,
-                    headers=endpoints.headers(),
+                    headers=self._headers(url),
                     trust_env=endpoints.trusts_environment(url),
                     verify=self._endpoint.verify if own else True,
                 )

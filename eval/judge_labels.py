@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median_low
@@ -23,7 +23,7 @@ import numpy as np
 from eval.agreement import Level, cohen_kappa, krippendorff_alpha
 from eval.errors import StateDirError, SuiteError, SuiteGoneError
 from eval.judge import AT_ONCE
-from eval.results import Run
+from eval.results import Run, Sample
 from eval.scorers import Judge, NoScoreError
 from eval.scorers.judge import Judged, Judging, LlmJudge
 from eval.statistics import wilson
@@ -273,9 +273,16 @@ def known(folder: Path) -> list[Calibration]:
     return sorted(found, key=lambda one: one.made_at)
 
 
-def of_run(run: Run) -> list[str]:
-    """`told` about a run of a state directory."""
-    return told(run.info().judges, run.folder.parent.parent / "judges")
+def of_run(run: Run, samples: Iterable[Sample] = ()) -> list[str]:
+    """`told` about a run of a state directory; with its samples, also what judging took."""
+    lines = told(run.info().judges, run.folder.parent.parent / "judges")
+    tokens = seconds = 0.0
+    for sample in samples:
+        tokens += sample.scoring_tokens
+        seconds += sample.scoring_s
+    if lines and tokens:
+        lines.append(f"judging took {tokens:,.0f} tokens and {seconds:,.0f} s of waiting")
+    return lines
 
 
 def told(judgings: Sequence[Judging], folder: Path) -> list[str]:

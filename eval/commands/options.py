@@ -180,7 +180,8 @@ def show_run(found: Run, alpha: float, json: bool, state: str = "") -> None:
     from eval.reports import document  # noqa: PLC0415 - heavy
     from eval.reports import terminal as tables  # noqa: PLC0415 - heavy
 
-    samples, judges = list(found.samples().values()), judge_labels.of_run(found)
+    samples = list(found.samples().values())
+    judges = judge_labels.of_run(found, samples)
     speed = performance.measure(samples)
     groups = summary.groups(samples, alpha=alpha, rng=np.random.default_rng(found.info().key.seed))
     if json:

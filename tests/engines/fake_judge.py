@@ -53,7 +53,7 @@ def main() -> None:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.append(asked)
+            seen.append(asked | {"authorization": self.headers["authorization"] or ""})
             status = {"away": 503, "refusing": 401}.get(character, 200)
             if status != 200:
                 self.answer(status, {"error": {"message": f"I am {character}"}})

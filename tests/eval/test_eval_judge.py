@@ -257,6 +257,19 @@ def test_a_judgement_is_kept_and_costs_once(fake_judge: Judges, tmp_path: Path) 
     assert (seen["temperature"], seen["max_tokens"], seen["model"]) == (0, 50, "judge")
 
 
+def test_the_yards_key_goes_to_no_other_server(fake_judge: Judges, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELYARD_API_KEY", "of-the-yard")
+    judge = fake_judge("right")
+    for own, key in ((False, ""), (True, "Bearer of-the-yard")):
+        with HttpJudge(Endpoint(judge.url if own else "http://127.0.0.1:1"), None) as asked:
+            asked.ask(judge.ref, QUESTION, max_tokens=50)
+        assert judge.seen()[-1]["authorization"] == key
+    monkeypatch.setenv("MODELYARD_JUDGE_KEY", "of-the-judge")
+    with HttpJudge(Endpoint("http://127.0.0.1:1"), None) as asked:
+        asked.ask(judge.ref, QUESTION, max_tokens=50)
+    assert judge.seen()[-1]["authorization"] == "Bearer of-the-judge"
+
+
 def test_a_judge_that_is_away_leaves_no_score_and_then_ends_the_run(fake_judge: Judges) -> None:
     judge = fake_judge("away")
     with http(judge) as asked:
@@ -267,7 +280,7 @@ def test_a_judge_that_is_away_leaves_no_score_and_then_ends_the_run(fake_judge: 
         with pytest.raises(ServerGoneError, match="the same command goes on from there"):
             asked.ask(judge.ref, QUESTION, max_tokens=50)
     refusing = fake_judge("refusing")
-    with http(refusing) as asked, pytest.raises(RequestRefusedError, match="check its name and key"):
+    with http(refusing) as asked, pytest.raises(RequestRefusedError, match="check its name, and MODELYARD_JUDGE_KEY"):
         asked.ask(refusing.ref, QUESTION, max_tokens=50)
     assert len(judge.seen()) == 12
 
@@ -371,7 +384,10 @@ def test_judged_scores_say_how_the_judge_agrees_with_people(
     assert (calibration["labels"], calibration["accuracy"]["value"]) == (20, 0.2)
     shown = json.loads(cli.call(*arguments, "--judge", judge.ref, "--json").stdout)
     assert shown["overall"]["mean"] == 0.5
-    assert shown["judges"] == [f"judge {judge.ref} (rubric): " + _line(made.stdout)]
+    assert shown["judges"] == [
+        f"judge {judge.ref} (rubric): " + _line(made.stdout),
+        "judging took 440 tokens and 0 s of waiting",
+    ]
     assert "20.0%" in cli.call("judge", "list").stdout
 
 
@@ -421,7 +437,7 @@ def test_a_judge_that_does_not_run_is_told_before_anything_is_asked(
     away = f"http://127.0.0.1:{free_port()}#judge"
     found = cli.call("run", str(suite), "--model", f"{engine.url}#m", "--judge", away)
     assert found.returncode == 4
-    assert "no server answers" in found.stderr
+    assert "where the judge should be" in found.stderr
     assert engine.stats()["seen"] == 0
 
 

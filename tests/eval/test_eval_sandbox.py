@@ -1,5 +1,6 @@
 """The sandbox: programs that try to get out, each with the lock that has to hold."""
 
+import json
 import os
 import signal
 import socket
@@ -8,13 +9,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from components import ROOT, missing
+from engines.fixtures import FakeEngine
+from eval_support import Cli, write_suite
 
 from eval import sandbox_filter, sandbox_trial
+from eval.results import RunStore
 from eval.sandbox import Sandbox, SandboxError
 from eval.scorers import Answered, Execution, ScorerError, Tools, build
 from eval.scorers.code import code_of
@@ -294,6 +299,26 @@ def test_an_answer_is_tried_with_its_tests(sandbox: Sandbox, answer: str, value:
     found = build("python_tests", {}, SQUARE).score(Answered(text=answer), SQUARE, Tools(sandbox=sandbox))
     assert found.value == value
     assert bool(found.detail) == (not value)
+
+
+def test_a_suite_of_programs_runs_through_the_sandbox(
+    sandbox: Sandbox, cli: Cli, tmp_path: Path, fake_engine: Callable[..., FakeEngine]
+) -> None:
+    """The fake engine answers `t0`: a program that is right where the prompt defines it."""
+    folder = write_suite(tmp_path / "s", scorer="python_tests")
+    rows = [
+        {"id": "right", "prompt": "Write t0.", "target": {"prompt": "t0 = 1", "test": "assert t0 == 1"}},
+        {"id": "wrong", "prompt": "Write t0.", "target": {"prompt": "t0 = 2", "test": ["assert t0 == 1"]}},
+        {"id": "undefined", "prompt": "Write t0.", "target": {"test": "assert True"}},
+    ]
+    (folder / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = cli.call("run", str(folder), "--model", f"{fake_engine('--events', '1').url}#m", "--json")
+    assert found.returncode == 0, found.stderr
+    name = json.loads(found.stdout)["run"]
+    samples = {sample.case: sample for sample in RunStore(cli.state / "runs").get(name).samples().values()}
+    assert {case: sample.score for case, sample in samples.items()} == {"right": 1, "wrong": 0, "undefined": 0}
+    assert samples["wrong"].detail == "AssertionError"
+    assert samples["undefined"].detail.startswith("NameError")
 
 
 def test_tests_may_be_a_list_without_a_function() -> None:
