@@ -25,7 +25,7 @@ from eval.errors import StateDirError, SuiteError, SuiteGoneError
 from eval.judge import AT_ONCE
 from eval.results import Run, Sample
 from eval.scorers import Judge, NoScoreError
-from eval.scorers.judge import Judged, Judging, LlmJudge
+from eval.scorers.judge import AGREE, DISAGREE, Judged, Judging, LlmJudge
 from eval.statistics import wilson
 
 RESAMPLES: Final = 1000
@@ -274,12 +274,17 @@ def known(folder: Path) -> list[Calibration]:
 
 
 def of_run(run: Run, samples: Iterable[Sample] = ()) -> list[str]:
-    """`told` about a run of a state directory; with its samples, also what judging took."""
+    """`told` about a run of a state directory; with its samples, also how often orders agreed, and what it took."""
     lines = told(run.info().judges, run.folder.parent.parent / "judges")
     tokens = seconds = 0.0
+    pairs: Counter[bool] = Counter()
     for sample in samples:
         tokens += sample.scoring_tokens
         seconds += sample.scoring_s
+        if sample.scorer == "judge" and sample.detail.startswith((AGREE, DISAGREE)):
+            pairs[sample.detail.startswith(AGREE)] += 1
+    if pairs:
+        lines.append(f"both orders gave the same verdict for {pairs[True]} of {pairs.total()} pairs")
     if lines and tokens:
         lines.append(f"judging took {tokens:,.0f} tokens and {seconds:,.0f} s of waiting")
     return lines

@@ -410,6 +410,16 @@ def test_a_judge_without_a_verdict_leaves_the_sample_without_a_score(
     assert (value["failed"], value["done"]) == (3, 3)
 
 
+def test_a_judge_that_looks_at_the_place_is_told_beside_its_scores(
+    cli: Cli, tmp_path: Path, fake_engine: FakeEngines, fake_judge: Judges
+) -> None:
+    engine, judge = fake_engine("--events", "3"), fake_judge("first")
+    suite = write_suite(tmp_path / "s", cases=3, scorer={"name": "judge", "judge": judge.ref, "mode": "pairwise"})
+    found = json.loads(cli.call("run", str(suite), "--model", f"{engine.url}#m", "--json").stdout)
+    assert found["overall"]["mean"] == 0.5
+    assert found["judges"][1] == "both orders gave the same verdict for 0 of 3 pairs"
+
+
 def test_the_judge_is_part_of_what_a_run_is(
     cli: Cli, tmp_path: Path, fake_engine: FakeEngines, fake_judge: Judges
 ) -> None:
