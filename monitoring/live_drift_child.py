@@ -112,10 +112,6 @@ class Worker:
 
     def check(self, model: str, labels: Sequence[str]) -> Iterator[Drift]:
         """Every version's window against the model's reference."""
-        import numpy as np  # noqa: PLC0415 - a pin of an empty window needs none
-
-        from monitoring.live_drift import check  # noqa: PLC0415
-
         reference = self.references.read(model)
         if reference is None:
             return
@@ -127,6 +123,10 @@ class Worker:
             sampled = self.sampled(model, label, since)
             if not sampled:
                 continue
+            import numpy as np  # noqa: PLC0415 - with scipy 2 s, for those who have something to compare
+
+            from monitoring.live_drift import check  # noqa: PLC0415
+
             remarks = self.embed(sampled, reference.embedder)
             own = [row for row in reference.rows if row.version == label]
             against = f"{model}@{label}" if len(own) >= job.policy.samples_min else "all versions"

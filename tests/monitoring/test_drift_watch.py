@@ -117,21 +117,7 @@ def test_pin_then_the_same_traffic_then_another(bench: Bench) -> None:
     assert not after.board.episodes[0].open
 
 
-def test_results_end_with_their_traffic_and_their_version(bench: Bench) -> None:
-    add(bench.samples, "questions", 120, T0 - 1000, seed=1)
-    bench.pin(T0 - 1000, T0 - 800)
-    add(bench.samples, "essays", 120, T0 - 500, seed=2)
-    assert bench.check().verdict == "act"
-    bench.clock.now = T0 + 2 * 86_400
-    assert bench.watch._changed()
-    assert asyncio.run(bench.watch.check()) == []  # every sample has left the window
-    assert bench.watch.board.drifts == []
-    assert bench.watch.state().episodes == [("assistant", "v1")]
-    bench.watch.board.only({("assistant", "v2")}, T0)
-    assert bench.watch.state().episodes == []
-
-
-def test_texts_are_shown_where_the_store_has_them_and_never_in_a_reference(bench: Bench) -> None:
+def test_texts_are_shown_where_the_store_has_them_and_kept_nowhere_else(bench: Bench) -> None:
     add(bench.samples, "questions", 120, T0 - 1000, seed=1, text=True)
     bench.pin(T0 - 1000, T0 - 800)
     reference = (bench.folder / "references" / "assistant.json").read_text()
@@ -145,6 +131,14 @@ def test_texts_are_shown_where_the_store_has_them_and_never_in_a_reference(bench
     words = found.samples[0].text[:20].encode()
     assert kept
     assert not any(words in data for data in kept)
+
+    bench.clock.now = T0 + 2 * 86_400
+    assert bench.watch._changed()
+    assert asyncio.run(bench.watch.check()) == []  # every sample has left the window
+    assert bench.watch.board.drifts == []
+    assert bench.watch.state().episodes == [("assistant", "v1")]
+    bench.watch.board.only({("assistant", "v2")}, T0)  # and then the version is served no longer
+    assert bench.watch.state().episodes == []
 
 
 def test_too_few_samples_are_told_with_the_remedy(bench: Bench) -> None:

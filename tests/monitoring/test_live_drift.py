@@ -68,11 +68,12 @@ def test_windows_without_drift_are_rarely_called_drifted() -> None:
 def test_a_shift_of_a_standard_deviation_is_act(n: int, power: float) -> None:
     """PSI 1: act at every size; half of it (PSI .25) is at least watch."""
     rng = np.random.default_rng(2)
-    large = [look(rows(rng, n), rows(rng, n, longer=1.0), rng) for _ in range(20)]
+    runs = 4000 // n
+    large = [look(rows(rng, n), rows(rng, n, longer=1.0), rng) for _ in range(runs)]
     assert all(found.verdict == "act" and found.kinds["data"] == "act" for found in large)
     assert all(found.kinds["output"] in ("none", "inconclusive") for found in large)
-    half = [look(rows(rng, n), rows(rng, n, longer=0.5), rng) for _ in range(20)]
-    assert sum(found.kinds["data"] in ("watch", "act") for found in half) / 20 >= power
+    half = [look(rows(rng, n), rows(rng, n, longer=0.5), rng) for _ in range(runs)]
+    assert sum(found.kinds["data"] in ("watch", "act") for found in half) / runs >= power
 
 
 def test_many_samples_make_a_trifle_significant_and_still_none() -> None:
