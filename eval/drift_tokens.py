@@ -254,7 +254,7 @@ def _resampled(
     """p90 and p99 of KL, and the root of the mean square, with percentile intervals of whole prompts drawn anew."""
     ends = np.cumsum(np.bincount(clusters))
     spans = [np.arange(end - size, end) for end, size in zip(ends, np.bincount(clusters), strict=True)]
-    draws = max(200, min(RESAMPLES, _CELLS // len(kl)))
+    draws = max(200, min(RESAMPLES // 2, _CELLS // len(kl)))
     found = np.empty((draws, 3))
     for row in found:
         picked = np.concatenate([spans[index] for index in rng.integers(0, len(spans), len(spans))])

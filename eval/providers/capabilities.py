@@ -14,7 +14,7 @@ import ssl
 from typing import Any, Final
 
 from eval.providers.base import EvalCapabilities
-from eval.providers.prompt_logprobs import RefusedError, Wire
+from eval.providers.prompt_logprobs import AbsentError, RefusedError, Wire
 from eval.providers.worker.probes import TEXTS, digest_of_ids, digest_of_pieces
 from eval.results import Subject
 
@@ -67,6 +67,8 @@ def _top_k(wire: Wire, tokens: list[int]) -> tuple[int, bool, str]:
     for asked in (-1, *TOP_K):
         try:
             rows = wire.prompt_logprobs(tokens if asked > 0 else tokens[:2], asked)
+        except AbsentError as error:
+            return 0, False, f"{wire.subject.ref} gives none ({error})"
         except RefusedError as error:
             why = why if asked == -1 else f"{wire.subject.ref} gives no log-probabilities of a prompt ({error})"
             continue

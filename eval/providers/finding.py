@@ -28,7 +28,7 @@ PROVIDERS: Final = ("auto", *IN_PROCESS, "vllm")
 Need = Literal["likelihood", "top_k", "full_vocabulary"]
 
 REMEDY: Final = (
-    "score it in process, from its files: --provider llama-cpp (GGUF) or --provider transformers (GGUF or safetensors)"
+    "run it in process, from its files: --provider llama-cpp (GGUF) or --provider transformers (GGUF or safetensors)"
 )
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -25,7 +26,7 @@ from eval.providers.base import CapabilityError, EvalCapabilities, Prompt, Quest
 from eval.providers.worker import wire
 from eval.scorers.base import Likelihood
 from eval.suite import Case
-from registry.terminal import NotThereError
+from registry.terminal import NotThereError, UserError
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 VENV: Final = ROOT / ".venv-inprocess"
@@ -37,6 +38,7 @@ MODULES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Provider -> what its environment must have."""
 REMEDIES: Final[Mapping[str, str]] = {"transformers": "make inprocess", "llama-cpp": "make inprocess-llama"}
+PYTHON_VARIABLE: Final = "MODELYARD_INPROCESS_PYTHON"
 _BOOT: Final = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location(
@@ -60,17 +62,18 @@ class ModelProcessError(NotThereError):
 
 
 def interpreter(provider: str, given: str | None = None) -> str:
-    """A Python that has the provider's library: the one given, else ours, else that of `.venv-inprocess`.
+    """A Python that has the provider's library: the one given, else the environment's, ours, that of `.venv-inprocess`.
 
     Raises NotThereError with the command that makes one.
     """
     wanted = MODULES[provider]
-    if given is not None:
+    given = given or os.environ.get(PYTHON_VARIABLE)
+    if given:
         path = Path(given).expanduser()
         if not (path.is_file() and os.access(path, os.X_OK)):
-            raise NotThereError(f"--python {given} is no interpreter: name the bin/python of an environment")
+            raise NotThereError(f"{given} is no interpreter: name the bin/python of an environment")
         if not _has(str(path.absolute()), wanted):
-            raise NotThereError(f"{given} lacks one of {', '.join(wanted)}: install them there, or leave out --python")
+            raise NotThereError(f"{given} lacks one of {', '.join(wanted)}: install them there, or name none")
         return str(path.absolute())
     if all(importlib.util.find_spec(name) for name in wanted):
         return sys.executable
@@ -89,6 +92,15 @@ def _has(python: str, modules: Sequence[str]) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return found.returncode == 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Questions of one thread, and what came of them."""
+
+    questions: list[Question]
+    replies: list[Reply] | None = None
+    error: UserError | None = None
 
 
 class InProcess:
@@ -111,9 +123,9 @@ class InProcess:
         self._python = interpreter(provider, python)
         self._using = threading.Lock()
         self._gathering = threading.Lock()
-        self._waiting: list[tuple[list[Question], list[Reply], threading.Event]] = []
+        self._waiting: list[_Waiting] = []
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        argv = [self._python, "-P", "-c", _BOOT]
+        argv = [self._python, "-c", _BOOT]
         self._process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=_environment(threads)
         )
@@ -147,32 +159,43 @@ class InProcess:
 
     def close(self) -> None:
         """End the process."""
-        for pipe in (self._to, self._from):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        with contextlib.suppress(OSError):
+            self._to.close()
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(0 if self._using.locked() else STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with contextlib.suppress(OSError):
+            self._from.close()  # not before: a thread may still be reading from it
         self._log.close()
 
     def likelihoods(self, case: Case) -> Mapping[str, Likelihood]:
         return by_choice(case, self.score(questions_of(case)))
 
     def score(self, questions: Sequence[Question]) -> list[Reply]:
-        mine = (list(questions), list[Reply](), threading.Event())
+        mine = _Waiting(list(questions))
         with self._gathering:
             self._waiting.append(mine)
         with self._using:
-            if not mine[2].is_set():
+            if mine.replies is None and mine.error is None:
                 with self._gathering:
                     batch, self._waiting = self._waiting, []
-                replies = iter(self._scores([question for one in batch for question in one[0]]))
-                for asked, answered, done in batch:
-                    answered.extend(next(replies) for _ in asked)
-                    done.set()
-        return mine[1]
+                self._serve(batch)
+        if mine.error is not None:
+            raise mine.error
+        return mine.replies or []
+
+    def _serve(self, batch: Sequence[_Waiting]) -> None:
+        """Reply to everybody who waits, or tell all of them why there is no reply."""
+        try:
+            replies = iter(self._scores([question for one in batch for question in one.questions]))
+        except UserError as error:
+            for one in batch:
+                one.error = error
+            return
+        for one in batch:
+            one.replies = [next(replies) for _ in one.questions]
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int] | str]:
         """Each prompt's tokens, or why it has none."""
@@ -183,14 +206,17 @@ class InProcess:
     def distributions(self, tokens: Sequence[int], first: int) -> Iterator[wire.Rows]:
         """log p over the whole vocabulary at the positions from `first` on, some rows at a time.
 
-        Must be read to its end before anything else is asked.
+        The model begins at once, before the first rows are taken. All must be taken before anything else is asked.
         """
-        with self._using:
-            for message, rows in self._ask("rows", tokens=list(tokens), first=first):
-                if rows is None:
-                    return
-                assert message["columns"] == self.capabilities.vocabulary
-                yield rows
+        self._send("rows", tokens=list(tokens), first=first)
+        return self._rows()
+
+    def _rows(self) -> Iterator[wire.Rows]:
+        for message, rows in self._answers():
+            if rows is None:
+                return
+            assert message["columns"] == self.capabilities.vocabulary
+            yield rows
 
     def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
         """Up to `count` tokens that the model would go on with."""
@@ -218,8 +244,17 @@ class InProcess:
 
     def _ask(self, question: str, **fields: Any) -> Iterator[tuple[dict[str, Any], wire.Rows | None]]:
         """The messages that answer; the caller knows how many. Raises CapabilityError, ModelProcessError."""
+        self._send(question, **fields)
+        return self._answers()
+
+    def _send(self, question: str, **fields: Any) -> None:
         try:
             wire.write(self._to, {"question": question} | fields)
+        except (BrokenPipeError, ValueError):
+            raise ModelProcessError(self._obituary()) from None
+
+    def _answers(self) -> Iterator[tuple[dict[str, Any], wire.Rows | None]]:
+        try:
             while True:
                 frame = wire.read(self._from)
                 if frame is None:
@@ -228,7 +263,7 @@ class InProcess:
                 if "error" in message and "index" not in message:
                     raise self._failure(message)
                 yield frame
-        except (BrokenPipeError, wire.BrokenFrameError):
+        except wire.BrokenFrameError:
             raise ModelProcessError(self._obituary()) from None
 
     def _failure(self, message: dict[str, Any]) -> Exception:
@@ -279,7 +314,12 @@ def _out_of_memory(provider: str, path: Path) -> str:
 def _environment(threads: int) -> dict[str, str]:
     """Without what points at our own environment; no hub, no telemetry."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
-    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return kept | fixed | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 

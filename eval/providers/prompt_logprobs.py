@@ -33,6 +33,10 @@ class RefusedError(Exception):
     """The engine answered this request with an error."""
 
 
+class AbsentError(RefusedError):
+    """The engine took the request and left out what was asked for: asking for less of it is no use."""
+
+
 class Wire:
     """Requests to one model of one server."""
 
@@ -93,8 +97,18 @@ class Wire:
         answer = self.post("/v1/completions", body)
         rows = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
         if not isinstance(rows, list) or len(rows) != len(tokens):
-            raise RefusedError("no log-probabilities of the prompt came back")
+            raise AbsentError("no log-probabilities of the prompt came back")
         return [{int(token): float(one["logprob"]) for token, one in row.items()} for row in rows[1:]]
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Up to `count` tokens that it would go on with. Raises RefusedError."""
+        body = {"prompt": list(tokens), "max_tokens": count, "temperature": 0, "return_token_ids": True}
+        choice = (self.post("/v1/completions", body).get("choices") or [{}])[0]
+        ids = choice.get("token_ids")
+        found = [int(token) for token in ids] if isinstance(ids, list) else None
+        if found is None:
+            found = self.tokenize(str(choice.get("text", "")), special=False)
+        return found[:-1] if choice.get("finish_reason") == "stop" and ids else found
 
 
 class PromptLogprobs:
@@ -136,6 +150,13 @@ class PromptLogprobs:
             raise CapabilityError(
                 f"{self._wire.subject.ref} gives no log-probabilities of a prompt ({error})"
             ) from None
+
+    def greedy(self, tokens: Sequence[int], count: int) -> list[int]:
+        """Up to `count` tokens that the engine would go on with. Raises CapabilityError."""
+        try:
+            return self._wire.greedy(tokens, count)
+        except RefusedError as error:
+            raise CapabilityError(f"{self._wire.subject.ref} does not go on with a prompt ({error})") from None
 
     def _score(self, question: Question) -> Reply:
         try:
