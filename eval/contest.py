@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval import assessment, compare
+from eval import assessment, compare, statistics
 from eval.assessment import Assessment
 from eval.session import Job, Session, state_of
 from registry import terminal
@@ -45,7 +45,9 @@ def plan(
     left, rights = session.contest(baseline, candidates)
     subject = left.plan.subject
     twin = session.job(subject, twin=True) if with_floor else None
-    planned = compare.planned_effects(len(session.suite.cases), alpha / len(rights), TYPICAL_FLIPS)
+    weights = compare.uneven([case.weight for case in session.suite.cases])
+    n = len(session.suite.cases) if weights is None else max(1, int(statistics.kish(weights)))
+    planned = compare.planned_effects(n, alpha / len(rights), TYPICAL_FLIPS)
     return Contest(
         baseline=left,
         candidates=tuple(rights),

@@ -168,3 +168,18 @@ def test_the_scores_of_a_run_are_weighted_too() -> None:
     overall = groups(samples, alpha=ALPHA, rng=rng())[-1]
     assert overall.score.mean == pytest.approx(20 / 35)
     assert overall.score.interval.low < 20 / 35 < overall.score.interval.high
+
+
+def test_the_interval_of_a_ratio_covers_it() -> None:
+    """Latencies of the same cases by two engines: skewed, correlated. A gate passes where the upper end is below."""
+    random = rng(26)
+    experiments, n, true = 400, 80, 1.5
+    missed = passed = 0
+    for _ in range(experiments):
+        length = random.lognormal(0, 0.6, size=n)
+        below, above = length * random.lognormal(0, 0.2, size=n), true * length * random.lognormal(0, 0.2, size=n)
+        found = own.ratio_interval(above, below, ALPHA, random, resamples=399)
+        missed += not found.low <= true <= found.high
+        passed += found.high <= true
+    assert missed / experiments <= bound(ALPHA, experiments) + 0.02
+    assert passed / experiments <= bound(ALPHA / 2, experiments) + 0.02
