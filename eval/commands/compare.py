@@ -5,6 +5,7 @@ Owns: the command's options and exit codes. Never: what it computes.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,10 @@ def compare(
     price: Price = None,
     provider: Provider = "auto",
     judge: JudgeRef = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report too: .html, .md, .xml (JUnit), .json, .csv or .parquet."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare versions on a suite: scores, paired difference, verdict, flips, drift, speed, cost.
@@ -98,6 +103,8 @@ def compare(
     with plainly():
         from eval import policy as policies  # noqa: PLC0415 - heavy
 
+        if report is not None:
+            _known_format(report)
         declared = None
         if gate is not None:
             declared, entry = policies.load_for(gate, suite)
@@ -139,6 +146,7 @@ def compare(
             with_floor=with_floor,
             json=json,
             policy=declared,
+            report=report,
         )
     raise SystemExit(int(code))
 
@@ -154,6 +162,7 @@ def _compare(
     with_floor: bool,
     json: bool,
     policy: Policy | None,
+    report: Path | None,
 ) -> ExitCode:
     from eval import contest, judge_labels, verdict  # noqa: PLC0415 - heavy
     from eval.reports import document  # noqa: PLC0415 - heavy
@@ -177,6 +186,8 @@ def _compare(
     gates = policy.suites[0].gates or suite.gates if policy is not None else suite.gates
     found = contest.decide(session, planned, gates=gates, alpha=alpha)
     code = document.EXIT[verdict.of_candidates([one.result.verdict for one in found])]
+    if report is not None:
+        _write(found, report, tuple(gates), planned.margin, alpha, session.settings.seed)
     if json:
         value = document.of_comparisons(
             found,
@@ -199,6 +210,23 @@ def _compare(
     if len(found) > 1:
         tables.family(out, found, alpha=alpha)
     return code if policy is None else _gated(session, policy, planned.margin, found[0], gates, quiet=False)[0]
+
+
+def _known_format(path: Path) -> None:
+    """Raises UserError before anything runs, not after."""
+    from eval.reports import files  # noqa: PLC0415 - heavy
+
+    files.format_of(path)
+
+
+def _write(
+    found: Sequence[Assessment], path: Path, gates: tuple[str, ...], margin: float, alpha: float, seed: int
+) -> None:
+    from eval.reports import files, gather  # noqa: PLC0415 - heavy
+
+    with terminal.busy("Writing the report"):
+        made = files.write_all(found, path, settings=gather.Settings(gates, margin, alpha, seed))
+    sys.stderr.write("".join(f"report in {one}\n" for one in made))
 
 
 def _gated(

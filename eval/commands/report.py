@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eval.commands.options import Alpha, Json, Seed, StateDirectory, check_alpha, plainly, run_store, show_run
+from eval.commands.options import Alpha, Json, RunName, Seed, StateDirectory, check_alpha, plainly, run_store, show_run
 from eval.errors import RunError
 from registry import terminal
 
@@ -29,16 +29,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or a part of it that fits one run.")]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format", metavar="FORMAT", help="html, markdown, junit, json, csv or parquet [default: --output's]."
     ),
 ]
-Output = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Where to write it; its suffix tells the format [default: stdout].")
-]
+Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; its suffix tells the format.")]
 Margin = Annotated[
     float | None, typer.Option(help="δ: how much lower the mean score may be [default: the suite's, else 0.05].")
 ]
@@ -49,6 +46,16 @@ Gates = Annotated[
     ),
 ]
 Items = Annotated[int, typer.Option("--flips", metavar="N", help="Cases to show, each way.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    open_page: Annotated[bool, typer.Option("--open", help="The same as `open`: the latest run, as a page.")] = False,
+) -> None:
+    """What was run: list, show, compare, open, export."""
+    if context.invoked_subcommand is None and open_page:
+        report_open()
 
 
 @app.command("list")
@@ -107,6 +114,12 @@ def report_compare(
     items: Items = 100,
     margin: Margin = None,
     gates: Gates = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-drift", metavar="FILE", help="What `eval drift --level tokens --json` wrote, for a page."
+        ),
+    ] = None,
     seed: Seed = 0,
     state_dir: StateDirectory = None,
     alpha: Alpha = 0.05,
@@ -116,7 +129,7 @@ def report_compare(
     Example: modelyard eval report compare v1 v2 --output report.html
     """
     with plainly():
-        made = _comparison(run_store(state_dir), baseline, candidate, margin, gates, alpha, seed)
+        made = _comparison(run_store(state_dir), baseline, candidate, margin, gates, alpha, seed, tokens)
         _hand_over(made, form, output, items, wanted=not open_page)
         if open_page:
             _open(made, f"{made.found.baseline.run.name}--{made.found.candidate.run.name}", state_dir, items)
@@ -189,6 +202,7 @@ def _comparison(
     gates: list[str] | None,
     alpha: float,
     seed: int,
+    tokens: Path | None = None,
 ) -> ComparisonReport:
     check_alpha(alpha)
     if margin is not None and not 0 <= margin < 1:
@@ -200,7 +214,8 @@ def _comparison(
         from eval.reports import gather  # noqa: PLC0415 - heavy
 
         settings = gather.settings_of(left.info(), store, margin=margin, gates=gates, alpha=alpha, seed=seed)
-        return gather.of_runs(left, right, store=store, settings=settings)
+        drift = gather.token_drift_of(tokens) if tokens is not None else None
+        return gather.of_runs(left, right, store=store, settings=settings, token_drift=drift)
 
 
 def _hand_over(made: Report, form: str | None, output: Path | None, items: int, *, wanted: bool = True) -> None:

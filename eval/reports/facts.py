@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from eval import judge_labels
 from eval.assessment import Party
 from eval.drift import Estimate
 from eval.reports import words
@@ -150,18 +151,25 @@ def drift(report: ComparisonReport) -> list[Line]:
         return []
     unknown = "not measured"
     by = found.distance_by if found.semantic else f"{found.distance_by}: spelling, not meaning"
+    same = words.percent(floor.exact_match) if floor else unknown
     lines: list[Line] = [
-        (
-            "answers equal to the letter",
-            *_share(found.exact_match),
-            words.percent(floor.exact_match) if floor else unknown,
-        ),
+        ("answers equal to the letter", *_share(found.exact_match), same),
         ("length, candidate : baseline", *_number(found.length_ratio, 2), ""),
         (f"mean distance ({by})", *_number(found.distance, 3), f"{floor.distance:.3f}" if floor else unknown),
+        ("word pairs in common", *_share(found.ngram_overlap), ""),
     ]
-    for side, refusals in zip(("baseline", "candidate"), found.refusals, strict=True):
+    if found.mmd:
+        lines.append(("MMD² of all answers", f"{found.mmd.value:.4f}", f"p {_p(found.mmd.test.p)}", ""))
+    if found.same_language:
+        lines.append(("answers in the baseline's language", *_share(found.same_language), ""))
+    sides = ("baseline", "candidate")
+    for side, refusals in zip(sides, found.refusals, strict=True):
         lines.append((f"refusals, {side}", *_share(refusals), ""))
-    for side, reasons in zip(("baseline", "candidate"), found.finish_reasons, strict=True):
+    if any(one.value for one in found.json_valid):
+        lines += [
+            (f"valid JSON, {side}", *_share(valid), "") for side, valid in zip(sides, found.json_valid, strict=True)
+        ]
+    for side, reasons in zip(sides, found.finish_reasons, strict=True):
         told = ", ".join(f"{name} {number:,}" for name, number in reasons.items())
         lines.append((f"finish reasons, {side}", told, "", ""))
     return lines
@@ -174,6 +182,7 @@ def provenance(report: ComparisonReport) -> list[tuple[str, str]]:
         *_side("Baseline", report.baseline, found.baseline.run.name),
         *_side("Candidate", report.candidate, found.candidate.run.name),
         *_suite(report.baseline),
+        *(("Judge", line) for line in judge_labels.of_run(found.candidate.run)),
         ("Gates, margin, α", f"{', '.join(settings.gates)}; {words.points(settings.margin)}; {settings.alpha:g}"),
         ("Seed of resampling", str(settings.seed)),
     ]
@@ -206,7 +215,8 @@ def run_tiles(report: RunReport) -> list[Tile]:
 
 def run_provenance(report: RunReport) -> list[tuple[str, str]]:
     """Everything that the figures of one run follow from."""
-    return [*_side("Version", report.info, report.run.name), *_suite(report.info), _made_by()]
+    judges = [("Judge", line) for line in judge_labels.of_run(report.run)]
+    return [*_side("Version", report.info, report.run.name), *_suite(report.info), *judges, _made_by()]
 
 
 def answer(sample: Sample) -> str:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from eval.reports.gather import ComparisonReport, RunReport
+from eval.assessment import Assessment
+from eval.reports.gather import ComparisonReport, RunReport, Settings
 from registry.terminal import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +67,16 @@ def write(report: Report, path: Path, *, form: str | None = None, items: int = I
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_all(found: Sequence[Assessment], path: Path, *, settings: Settings, items: int = ITEMS) -> list[Path]:
+    """Write the report of each candidate: into `path`, or where there are several, beside it with their names."""
+    paths = []
+    for one in found:
+        name = re.sub(r"[^A-Za-z0-9@._-]+", "-", one.candidate.subject.ref).strip("-")
+        paths.append(path if len(found) == 1 else path.with_name(f"{path.stem}-{name[-80:]}{path.suffix}"))
+        write(ComparisonReport(one, settings), paths[-1], items=items)
+    return paths
 
 
 def _html(report: Report, items: int) -> str:

@@ -29,6 +29,7 @@ from eval.session import MARGIN
 from eval.suite import OVERALL
 from eval.summary import Group
 from eval.verdict import Verdict
+from registry.terminal import UserError
 
 RowKind = Literal["overall", "gate", "scorer", "slice"]
 Samples = Mapping[tuple[str, int], Sample]
@@ -248,6 +249,28 @@ def of_runs(
         seed=settings.seed,
     )
     return ComparisonReport(found, settings, token_drift)
+
+
+def token_drift_of(path: Path) -> TokenDrift:
+    """What `eval drift --json` wrote of two models' tokens. Raises UserError where the file is something else."""
+    try:
+        read = msgspec.json.decode(path.read_bytes(), type=_TokenFile)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except msgspec.DecodeError as error:
+        raise UserError(
+            f"{path} holds no drift at the level of tokens ({error}): eval drift --level tokens --json writes it"
+        ) from error
+    return TokenDrift(read.drift.bands, lower_bound=read.drift.bound != "exact")
+
+
+class _Bands(msgspec.Struct):
+    bound: str
+    bands: tuple[Band, ...]
+
+
+class _TokenFile(msgspec.Struct):
+    drift: _Bands
 
 
 def settings_of(

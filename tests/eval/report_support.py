@@ -94,9 +94,9 @@ def _sample(case: Case, index: int, score: float | None, label: str) -> Sample:
     )
 
 
-def make(root: Path, cases: int = 60, *, lost: int = 14, gained: int = 3) -> Runs:
+def make(root: Path, cases: int = 60, *, lost: int = 14, gained: int = 3, prompt: str = HARM) -> Runs:
     """Runs of which the candidate lost and gained so many cases, and left one without an answer."""
-    store, asked = RunStore(root), suite(cases)
+    store, asked = RunStore(root), suite(cases, prompt)
     before: list[float | None] = [1.0 if index < cases * 2 // 3 else 0.0 for index in range(cases)]
     after, again = list(before), list(before)
     for index in range(lost):
