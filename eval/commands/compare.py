@@ -188,6 +188,7 @@ def _compare(
     code = document.EXIT[verdict.of_candidates([one.result.verdict for one in found])]
     if report is not None:
         _write(found, report, tuple(gates), planned.margin, alpha, session.settings.seed)
+    judges = judge_labels.told(session.judgings, session.state.root / "judges")
     if json:
         value = document.of_comparisons(
             found,
@@ -201,11 +202,11 @@ def _compare(
         )
         if policy is not None:
             code, value["gate"] = _gated(session, policy, planned.margin, found[0], gates, quiet=True)
-        terminal.print_json(value)
+        terminal.print_json(value | ({"judges": judges} if judges else {}))
         return code
     for one in found:
         tables.comparison(out, one, alpha=alpha, flips=flips)
-    for line in judge_labels.told(session.judgings, session.state.root / "judges"):
+    for line in judges:
         out.print(line, markup=False)
     if len(found) > 1:
         tables.family(out, found, alpha=alpha)

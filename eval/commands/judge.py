@@ -153,6 +153,7 @@ def _scorer(
 
 
 def _show(found: Sequence[Calibration]) -> None:
+    from rich.markup import escape  # noqa: PLC0415 - heavy
     from rich.table import Table  # noqa: PLC0415 - heavy
 
     for one in found:
@@ -160,7 +161,7 @@ def _show(found: Sequence[Calibration]) -> None:
         table = Table(
             title=f"{judging.ref}: {judging.criterion.mode}", title_justify="left", show_header=False, box=None
         )
-        table.add_row("judged by", judging.criterion.rubric)
+        table.add_row("judged by", escape(judging.criterion.rubric))
         table.add_row("labels", f"{one.labels}, of which unreadable {one.unreadable}")
         table.add_row("the people's verdict", _share(one.accuracy))
         table.add_row("Cohen's κ", _figure(one.kappa))

@@ -418,6 +418,10 @@ def test_a_judge_that_looks_at_the_place_is_told_beside_its_scores(
     found = json.loads(cli.call("run", str(suite), "--model", f"{engine.url}#m", "--json").stdout)
     assert found["overall"]["mean"] == 0.5
     assert found["judges"][1] == "both orders gave the same verdict for 0 of 3 pairs"
+    compared = cli.call(
+        "compare", str(suite), "--baseline", f"{engine.url}#m", "--candidate", f"{engine.url}#n", "--json"
+    )
+    assert [line.partition(":")[0] for line in json.loads(compared.stdout)["judges"]] == ["judge http"]
 
 
 def test_the_judge_is_part_of_what_a_run_is(
