@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from eval import loaders, scorers
+from eval.generated import GenerateContext
 from eval.suite import Case, Suite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,6 +194,18 @@ def test_an_answer_counts_where_it_has_text_and_ended_as_it_should(text: str, re
     assert scorer.score(scorers.Answered(text=text, finish_reason=reason), None).value == worth
     calls = scorers.Answered(tool_calls=({"type": "function"},), finish_reason="tool_calls")
     assert scorer.score(calls, None).value == 1
+
+
+def test_the_documentation_counts_their_cases() -> None:
+    table = re.findall(r"^\| `([a-z-]+)` \| .+? \| (\d+)", (ROOT / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    told = {name: int(count) for name, count in table if name in {*WRITTEN, *GENERATED, "quickstart"}}
+    everything = GenerateContext(context_tokens=1_000_000)
+    cases = {name: len(suite(name).cases) for name in ("quickstart", *WRITTEN, "latency-mix")}
+    folder = ROOT / "configs" / "suites" / "long-context"
+    cases["long-context"] = len(
+        loaders.load(str(folder), ROOT / ".cache" / "datasets", context=lambda: everything).cases
+    )
+    assert told == cases
 
 
 @pytest.mark.parametrize("name", GENERATED)
