@@ -13,6 +13,7 @@ A candidate that somebody gives a target becomes a case with the next call.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -99,8 +100,9 @@ def write(folder: Folder, drafts: Drafts, *, model: str) -> Written:
 
     Raises SuiteError where the folder cannot be written.
     """
-    done = [row for row in map(_completed, folder.candidates) if row is not None]
-    ids = {row["id"] for row in done}
+    ids = {row["id"] for row in folder.cases}
+    done = [row for row in map(_completed, folder.candidates) if row is not None and row["id"] not in ids]
+    ids |= {row["id"] for row in done}
     waiting = [row for row in folder.candidates if row["id"] not in ids]
     cases = [one.row for one in drafts.drafts if not one.missing]
     candidates = [{**one.row, "missing": one.missing} for one in drafts.drafts if one.missing]
@@ -109,10 +111,12 @@ def write(folder: Folder, drafts: Drafts, *, model: str) -> Written:
         if not (folder.path / "suite.yaml").exists():
             name = re.sub(r"[^a-z0-9-]+", "-", folder.path.resolve().name.lower()).strip("-") or "traffic"
             _replace(folder.path / "suite.yaml", SUITE.format(name=name, model=model))
-        _append(folder.path / "provenance.jsonl", [msgspec.to_builtins(one.provenance) for one in drafts.drafts])
+        # In this order, so that stopped in between the next call goes on: what has no provenance yet is made again
+        # unless it is a case or a candidate.
         _append(folder.path / "cases.jsonl", [*done, *cases])
-        if done or candidates:
+        if len(waiting) < len(folder.candidates) or candidates:
             _replace(folder.path / "candidates.jsonl", _lines([*waiting, *candidates]))
+        _append(folder.path / "provenance.jsonl", [msgspec.to_builtins(one.provenance) for one in drafts.drafts])
     except OSError as error:
         raise SuiteError(
             f"{folder.path} cannot be written ({error.strerror or error}): give another --output"
@@ -129,19 +133,20 @@ def write(folder: Folder, drafts: Drafts, *, model: str) -> Written:
 
 def fetch(endpoint: Endpoint, *, model: str, since: str, feedback: str, version: str = "") -> list[TrafficSample]:
     """The samples of the yard, newest first, at most SAMPLES_MAX. Raises ServerGoneError, UserError."""
-    found: list[TrafficSample] = []
+    found: dict[tuple[str, str, float], TrafficSample] = {}
     until: float | None = None
     while len(found) < SAMPLES_MAX:
         query: dict[str, Any] = {"model": model, "version": version, "since": since, "feedback": feedback}
         query |= {"limit": PAGE} | ({"until": until} if until is not None else {})
         page = _page(endpoint, {name: value for name, value in query.items() if value != ""})
-        seen = {(one.request_id, one.started_at) for one in found[-PAGE:]}
-        found += [one for one in page if (one.request_id, one.started_at) not in seen]
+        before = len(found)
+        found |= {(one.request_id, one.key, one.started_at): one for one in page}
         if len(page) < PAGE:
             break
+        # Those that began with the last one may be cut apart by the page's end: they are asked for again.
         oldest = page[-1].started_at
-        until = oldest if until is None or oldest < until else until - 1e-3
-    return found
+        until = math.nextafter(oldest, math.inf) if len(found) > before else oldest
+    return list(found.values())
 
 
 def _page(endpoint: Endpoint, query: Row) -> list[TrafficSample]:

@@ -61,7 +61,7 @@ class Spool:
         self._call_later = call_later
         self._entries: list[Entry] = []
         self._waiting_bytes = 0
-        self._sizes: dict[str, int] = {}
+        self._sizes = _sizes_of(folder, worker)
         self._looked_ns = 0
         self.lost = 0
         """Entries that were dropped since the worker started: over a bound, or the disk refused them."""
@@ -115,6 +115,14 @@ class Spool:
                 return True
             self._sizes = {name: known for name, known in self._sizes.items() if name in there}
         return len(self._sizes) >= BACKLOG_FILES_MAX or sum(self._sizes.values()) + size > BACKLOG_BYTES_MAX
+
+
+def _sizes_of(folder: Path, worker: str) -> dict[str, int]:
+    """Files that an earlier life of the worker left."""
+    try:
+        return {path.name: path.stat().st_size for path in folder.glob(f"{worker}-*{SUFFIX}")}
+    except OSError:  # taken in meanwhile: the next look shows what is left
+        return {}
 
 
 class Sampling:
