@@ -95,7 +95,10 @@ class ResponseCache:
         with self._lock:
             if (pending := self._pending.get(key)) is not None:
                 return pending
-            row = self._database.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone()
+            try:
+                row = self._database.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone()
+            except sqlite3.Error:  # damaged where it is read: asking again costs less than ending the run
+                row = None
             if row is None:
                 return None
             self._used.add(key)

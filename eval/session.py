@@ -121,7 +121,7 @@ class Session:
             from eval import providers  # noqa: PLC0415 - for suites that need one
 
             wanted = providers.Wanted(self.settings.provider)
-            if providers.is_in_process(wanted):
+            if providers.is_in_process(wanted, ref):
                 return providers.locate(ref, self.state, self.endpoint)[0]
         return endpoint.resolve(self.endpoint, ref)
 
@@ -181,7 +181,8 @@ class Session:
         return max(MARGIN, floor.bound) if floor is not None else MARGIN
 
     def execute(self, jobs: list[Job]) -> None:
-        """Do what is missing, one run after another, with one bar each where a terminal shows it.
+        """Do what is missing, one run after another, with one bar each where a terminal shows it. Once per session:
+        the cache is closed at the end.
 
         Where the server refuses a run altogether, those that have no sample are removed: nothing was run.
         """
