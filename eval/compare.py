@@ -5,13 +5,18 @@ verdict's rule (verdict.py), a random generator of its own.
 
 Which formula: binary scores asked once -> Tango's interval and McNemar; anything else -> BCa and the paired
 permutation test; cases in clusters -> clustered t (40 clusters or more) or the cluster bootstrap, and a permutation of
-clusters. SE and t are given beside them always.
+clusters. Where weights differ, means are weighted and binary scores are treated like any other. SE and t are given
+beside them always.
+
+Several candidates against one baseline are one family: their intervals are simultaneous (each at 1 - alpha divided by
+their number) and their p-values Holm-adjusted over candidates x gates, so that the chance of calling any candidate
+better, worse or non-inferior wrongly stays where it is for one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -42,6 +47,7 @@ class Answer:
     target_digest: str
     slice: str = ""
     cluster: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Pair:
     baseline: float
     candidate: float
     repeats: int
+    weight: float = 1.0
 
     @property
     def difference(self) -> float:
@@ -95,6 +102,7 @@ def join(baseline: Iterable[Answer], candidate: Iterable[Answer]) -> tuple[list[
                 math.fsum(a for _, a, _ in found) / len(found),
                 math.fsum(b for *_, b in found) / len(found),
                 len(found),
+                first.weight,
             )
         )
     return pairs, unpaired
@@ -143,6 +151,8 @@ class Comparison:
     losses: int
     detectable: float
     """The minimum detectable effect at this n and spread."""
+    planning_sd: float = 0.0
+    """The sd that n independent cases of equal weight would need for the same error: what N is planned with."""
     q: float | None = None
     """Of a slice: p adjusted over all slices (Benjamini-Hochberg); many slices show some small p by chance."""
 
@@ -160,16 +170,18 @@ def compare(name: str, pairs: Sequence[Pair], *, alpha: float, rng: np.random.Ge
     b = np.array([pair.candidate for pair in pairs])
     d = b - a
     clusters = _clusters(pairs)
+    weights = uneven([pair.weight for pair in pairs])
     gains, losses = int((d > 0).sum()), int((d < 0).sum())
-    error = statistics.clustered_error(d, clusters) if clusters else statistics.plain_error(d)
-    interval, test = _inference(d, clusters, _binary(a, b), alpha, rng)
-    sd = _planning_sd(error.sd, len(pairs), error.se if clusters else 0.0)
+    error = statistics.clustered_error(d, clusters or range(len(d)), weights)
+    interval, test = _inference(d, clusters, weights, _binary(a, b), alpha, rng)
+    design_se = error.se if clusters or weights is not None else 0.0
+    sd = _planning_sd(error.sd, len(pairs), design_se)
     return Comparison(
         name=name,
         n=len(pairs),
         clusters=len(set(clusters)) if clusters else 0,
-        baseline=side(a, clusters, alpha, rng),
-        candidate=side(b, clusters, alpha, rng),
+        baseline=side(a, clusters, alpha, rng, weights),
+        candidate=side(b, clusters, alpha, rng, weights),
         difference=error.mean,
         interval=_bounded(interval),
         se=error.se,
@@ -181,34 +193,59 @@ def compare(name: str, pairs: Sequence[Pair], *, alpha: float, rng: np.random.Ge
         gains=gains,
         losses=losses,
         detectable=statistics.minimum_detectable_effect(sd, len(pairs), alpha, POWER),
+        planning_sd=sd,
     )
 
 
+def uneven(weights: Sequence[float]) -> Array | None:
+    """The weights where they differ; None where every case counts the same."""
+    found = np.array(weights, dtype=np.float64)
+    return None if np.ptp(found) == 0 else found
+
+
 def _inference(
-    d: Array, clusters: Sequence[str] | None, binary: bool, alpha: float, rng: np.random.Generator
+    d: Array,
+    clusters: Sequence[str] | None,
+    weights: Array | None,
+    binary: bool,
+    alpha: float,
+    rng: np.random.Generator,
 ) -> tuple[Interval, statistics.Test]:
     if clusters:
-        test = statistics.sign_flip(d, rng, clusters)
+        test = statistics.sign_flip(d, rng, clusters, weights=weights)
         if len(set(clusters)) < CLUSTERS_FOR_T:
-            return statistics.cluster_bootstrap_t(d, clusters, alpha, rng), test
+            return statistics.cluster_bootstrap_t(d, clusters, alpha, rng, weights=weights), test
         if not d.any():
             return statistics.unseen_interval(len(set(clusters)), alpha), test
-        return statistics.t_interval(statistics.clustered_error(d, clusters), alpha, "clustered t"), test
+        return statistics.t_interval(statistics.clustered_error(d, clusters, weights), alpha, "clustered t"), test
+    if weights is not None:
+        return statistics.bca(d, alpha, rng, weights=weights), statistics.sign_flip(d, rng, weights=weights)
     if binary:
         gains, losses = int((d > 0).sum()), int((d < 0).sum())
         return statistics.tango(gains, losses, len(d), alpha), statistics.mcnemar(gains, losses)
     return statistics.bca(d, alpha, rng), statistics.sign_flip(d, rng)
 
 
-def side(values: Array, clusters: Sequence[str] | None, alpha: float, rng: np.random.Generator) -> Side:
+def side(
+    values: Array,
+    clusters: Sequence[str] | None,
+    alpha: float,
+    rng: np.random.Generator,
+    weights: Array | None = None,
+) -> Side:
     """A version's mean score: clustered t where cases share clusters (Wilson over the clusters where all scores are
-    equal), Wilson where binary, else percentile."""
-    mean = float(values.mean())
+    equal), Wilson where binary, else percentile. Weighted: percentile, or Wilson by Kish's n where all are equal."""
+    mean = float(values.mean() if weights is None else np.average(values, weights=weights))
+    if weights is not None and not clusters:
+        if _binary(values) and np.ptp(values) == 0:
+            count = max(1, round(statistics.kish(weights)))
+            return Side(mean, statistics.wilson(round(mean * count), count, alpha))
+        return Side(mean, statistics.percentile_bootstrap(values, alpha, rng, weights=weights))
     if clusters:
         count = len(set(clusters))
         if _binary(values) and np.ptp(values) == 0:  # no spread for a t; so many clusters that all said the same
             return Side(mean, statistics.wilson(round(mean * count), count, alpha))
-        error = statistics.clustered_error(values, clusters)
+        error = statistics.clustered_error(values, clusters, weights)
         return Side(mean, _bounded(statistics.t_interval(error, alpha, "clustered t"), 0.0))
     if _binary(values):
         return Side(mean, statistics.wilson(int(values.sum()), len(values), alpha))
@@ -250,8 +287,7 @@ def samples_to_decide(found: Comparison, *, alpha: float, margin: float) -> int 
     distances = [abs(d)] if d else []
     if d > -margin:
         distances.append(d + margin)
-    sd = _planning_sd(found.sd, found.n, found.se if found.clusters else 0.0)
-    needed = [statistics.samples_needed(sd, distance, alpha, POWER) for distance in distances]
+    needed = [statistics.samples_needed(found.planning_sd, distance, alpha, POWER) for distance in distances]
     known = [count for count in needed if count is not None]
     return min(known) if known else None
 
@@ -275,6 +311,21 @@ class Result:
     gates: tuple[Gate, ...]
     verdict: Verdict
     unpaired: tuple[Unpaired, ...]
+    failed: int = 0
+    """Samples that the baseline answered and the candidate did not."""
+    samples: int = 0
+    """These and the paired ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One candidate's comparison, before anything is adjusted or decided."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: tuple[Unpaired, ...]
+    overall: Comparison
+    scorers: tuple[Comparison, ...]
+    slices: tuple[Comparison, ...]
 
 
 def analyse(
@@ -286,33 +337,68 @@ def analyse(
     alpha: float,
     rng: np.random.Generator,
 ) -> Result:
-    """Compare overall, by scorer and by slice, and decide at the gates."""
-    overall = compare(OVERALL, pairs, alpha=alpha, rng=rng)
-    scorers = _grouped(pairs, "scorer", alpha, rng)
-    slices = _grouped(pairs, "slice", alpha, rng)
-    shared = statistics.benjamini_hochberg([one.p for one in slices])
-    slices = tuple(replace(one, q=q) for one, q in zip(slices, shared, strict=True))
-    by_name: Mapping[str, Comparison] = {one.name: one for one in scorers} | {OVERALL: overall}
-    deciding = [by_name[name] for name in gates if name in by_name]
-    adjusted = statistics.holm([one.p for one in deciding])
-    decided = tuple(
-        Gate(one, p, _verdict(one, p, alpha=alpha, margin=margin)) for one, p in zip(deciding, adjusted, strict=True)
+    """Compare one candidate overall, by scorer and by slice, and decide at the gates."""
+    measured = measure(pairs, unpaired, alpha=alpha, rng=rng)
+    return decide_all([measured], gates=gates, margin=margin, alpha=alpha)[0]
+
+
+def measure(
+    pairs: Sequence[Pair],
+    unpaired: Sequence[Unpaired],
+    *,
+    alpha: float,
+    rng: np.random.Generator,
+    family: int = 1,
+) -> Measured:
+    """One of `family` candidates compared: intervals at 1 - alpha / family."""
+    level = alpha / family
+    return Measured(
+        tuple(pairs),
+        tuple(unpaired),
+        compare(OVERALL, pairs, alpha=level, rng=rng),
+        _grouped(pairs, "scorer", level, rng),
+        _grouped(pairs, "slice", level, rng),
     )
-    unseen = [name for name in gates if name not in by_name]
-    verdict = _final(decided, unseen, pairs, unpaired, margin)
-    return Result(overall, scorers, slices, decided, verdict, tuple(unpaired))
 
 
-def _final(
-    decided: Sequence[Gate], unseen: Sequence[str], pairs: Sequence[Pair], unpaired: Sequence[Unpaired], margin: float
-) -> Verdict:
+def decide_all(found: Sequence[Measured], *, gates: Sequence[str], margin: float, alpha: float) -> list[Result]:
+    """Decide on all candidates of a family: Holm over candidates x gates, Benjamini-Hochberg over candidates x slices.
+
+    `found` must have been measured with `family=len(found)`.
+    """
+    level = alpha / len(found)
+    deciding = [[one for one in _named(each).items() if one[0] in gates] for each in found]
+    adjusted = iter(statistics.holm([one.p for each in deciding for _, one in each]))
+    shared = iter(statistics.benjamini_hochberg([one.p for each in found for one in each.slices]))
+    results = []
+    for each, candidates_gates in zip(found, deciding, strict=True):
+        slices = tuple(replace(one, q=next(shared)) for one in each.slices)
+        decided = tuple(
+            Gate(one, p, _verdict(one, p, alpha=alpha, level=level, margin=margin))
+            for one, p in [(one, next(adjusted)) for _, one in candidates_gates]
+        )
+        unseen = [name for name in gates if name not in _named(each)]
+        verdict = _final(decided, unseen, *_failures(each), margin)
+        results.append(Result(each.overall, each.scorers, slices, decided, verdict, each.unpaired, *_failures(each)))
+    return results
+
+
+def _named(found: Measured) -> dict[str, Comparison]:
+    return {one.name: one for one in found.scorers} | {OVERALL: found.overall}
+
+
+def _failures(found: Measured) -> tuple[int, int]:
+    """Samples that the candidate left unanswered, and all that count."""
+    failed = sum(1 for one in found.unpaired if one.reason in CANDIDATES_FAULT)
+    return failed, failed + sum(pair.repeats for pair in found.pairs)
+
+
+def _final(decided: Sequence[Gate], unseen: Sequence[str], failed: int, samples: int, margin: float) -> Verdict:
     """The gates' verdict; no pass where a gate has no pair, or the candidate failed more than δ of the samples."""
     verdict = combine([(gate.comparison.name, gate.verdict) for gate in decided]) if decided else None
     if unseen and (verdict is None or verdict.kind != "worse"):
         return Verdict("inconclusive", f"inconclusive: not one sample of {', '.join(unseen)} could be paired")
     assert verdict is not None
-    failed = sum(1 for one in unpaired if one.reason in CANDIDATES_FAULT)
-    samples = failed + sum(pair.repeats for pair in pairs)
     if verdict.passed and failed > margin * samples:
         return Verdict(
             "inconclusive", f"inconclusive: {failed} of {samples} samples have no answer of the candidate, more than δ"
@@ -320,7 +406,7 @@ def _final(
     return verdict
 
 
-def _verdict(found: Comparison, p: float, *, alpha: float, margin: float) -> Verdict:
+def _verdict(found: Comparison, p: float, *, alpha: float, level: float, margin: float) -> Verdict:
     return decide(
         low=found.interval.low,
         high=found.interval.high,
@@ -328,7 +414,7 @@ def _verdict(found: Comparison, p: float, *, alpha: float, margin: float) -> Ver
         alpha=alpha,
         margin=margin,
         n=found.n,
-        needed=samples_to_decide(found, alpha=alpha, margin=margin),
+        needed=samples_to_decide(found, alpha=level, margin=margin),
     )
 
 

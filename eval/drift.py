@@ -8,19 +8,30 @@ the caller puts beside it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from eval import statistics
 from eval.scorers.base import Embed
 from eval.scorers.refusal import is_refusal
-from eval.statistics import Interval
+from eval.statistics import Array, Interval, Test
+from monitoring.distances_vectors import mmd, rbf_kernel
 
 DISTANCE_RESAMPLES = 2_000
+PERMUTATIONS: Final = 999
+MMD_PAIRS_MIN: Final = 4
+MMD_PAIRS_MAX: Final = 1_000
+"""More are drawn at random down to this many: the kernel of all of them would not stay small."""
+WORDS: Final = 2
+"""Length in words of the n-grams whose overlap is measured."""
+
+Language = Callable[[str], str]
+"""The ISO 639-1 code of a text's language; "" where it cannot be told."""
 
 
 class Output(Protocol):
@@ -43,6 +54,17 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """Maximum mean discrepancy: how far two sets of vectors are apart as distributions, not pair by pair."""
+
+    value: float
+    """Unbiased MMD² with an RBF kernel of the median distance: about 0 (or just under) where they are the same."""
+    test: Test
+    """Each pair's two outputs may as well have changed sides."""
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Drift:
     """Distances between the outputs of two runs over the `n` samples that both answered."""
 
@@ -61,6 +83,16 @@ class Drift:
     finish_reasons: tuple[Mapping[str, int], Mapping[str, int]]
     furthest: tuple[tuple[str, float], ...]
     """The cases with the largest distance, and it."""
+    ngram_overlap: Estimate
+    """Mean Dice coefficient of the two outputs' word bigrams: 1 where they are the same, 0 where none is shared."""
+    json_valid: tuple[Estimate, Estimate]
+    """Share of outputs that are JSON, of the baseline and of the candidate."""
+    mmd: Discrepancy | None = None
+    """Of the outputs' embeddings; None under MMD_PAIRS_MIN pairs."""
+    same_language: Estimate | None = None
+    """Share of outputs in the language of the baseline's; None where languages were not told apart."""
+    languages: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
+    """Language -> outputs in it, of the baseline and of the candidate."""
 
 
 def measure(
@@ -72,6 +104,7 @@ def measure(
     semantic: bool,
     alpha: float,
     rng: np.random.Generator,
+    language: Language | None = None,
 ) -> Drift | None:
     """The drift between two runs, joined on (case, repeat); None where they share no answered sample."""
     left = {(one.case, one.repeat): one for one in baseline if not one.error}
@@ -80,8 +113,11 @@ def measure(
     if not keys:
         return None
     a, b = [left[key] for key in keys], [right[key] for key in keys]
-    distances = _distances([one.output for one in a], [one.output for one in b], embed)
+    texts = [one.output for one in a], [one.output for one in b]
+    vectors = embed(texts[0]), embed(texts[1])
+    distances = _distances(*texts, *vectors)
     order = np.argsort(-distances, kind="stable")[:5]
+    spoken = [(language(x), language(y)) for x, y in zip(*texts, strict=True)] if language else []
     return Drift(
         n=len(keys),
         exact_match=_share([x.output == y.output for x, y in zip(a, b, strict=True)], alpha),
@@ -94,13 +130,17 @@ def measure(
         refusals=(_share([is_refusal(x.output) for x in a], alpha), _share([is_refusal(y.output) for y in b], alpha)),
         finish_reasons=(_reasons(a), _reasons(b)),
         furthest=tuple((keys[index][0], float(distances[index])) for index in order if distances[index] > 0),
+        ngram_overlap=_overlap(*texts, alpha, rng),
+        json_valid=(_share(list(map(_is_json, texts[0])), alpha), _share(list(map(_is_json, texts[1])), alpha)),
+        mmd=_discrepancy(*vectors, rng),
+        same_language=_same_language(spoken, alpha),
+        languages=(_counts(one for one, _ in spoken), _counts(other for _, other in spoken)),
     )
 
 
-def _distances(left: Sequence[str], right: Sequence[str], embed: Embed) -> statistics.Array:
+def _distances(left: Sequence[str], right: Sequence[str], vectors_a: Array, vectors_b: Array) -> Array:
     """1 - cosine per pair; equal texts are at 0 exactly."""
-    vectors_a, vectors_b = embed(left), embed(right)
-    distances: statistics.Array = np.clip(1.0 - (vectors_a * vectors_b).sum(axis=1), 0.0, 2.0)
+    distances: Array = np.clip(1.0 - (vectors_a * vectors_b).sum(axis=1), 0.0, 2.0)
     distances[[x == y for x, y in zip(left, right, strict=True)]] = 0.0
     return distances
 
@@ -119,4 +159,61 @@ def _share(flags: Sequence[bool], alpha: float) -> Estimate:
 
 
 def _reasons(outputs: Sequence[Output]) -> Mapping[str, int]:
-    return dict(Counter(one.finish_reason or "none" for one in outputs).most_common())
+    return _counts(one.finish_reason for one in outputs)
+
+
+def _counts(names: Iterable[str]) -> Mapping[str, int]:
+    return dict(Counter(name or "none" for name in names).most_common())
+
+
+def _discrepancy(left: Array, right: Array, rng: np.random.Generator) -> Discrepancy | None:
+    """MMD² of two rows of vectors that belong together pair by pair, and its permutation p. Gretton et al. 2012."""
+    if len(left) < MMD_PAIRS_MIN:
+        return None
+    if len(left) > MMD_PAIRS_MAX:
+        drawn = rng.choice(len(left), MMD_PAIRS_MAX, replace=False)
+        left, right = left[drawn], right[drawn]
+    pairs = len(left)
+    swapped = np.zeros((PERMUTATIONS + 1, pairs), dtype=np.float32)
+    swapped[1:] = rng.integers(0, 2, size=(PERMUTATIONS, pairs))
+    found = mmd(rbf_kernel(np.concatenate([left, right])), np.concatenate([swapped, 1 - swapped], axis=1))
+    # The kernel's sums are in float32: what is apart by its rounding only is a tie.
+    hits = int((found[1:] >= found[0] - 1e-6).sum())
+    test = Test((1 + hits) / (1 + PERMUTATIONS), "paired permutation of MMD²")
+    return Discrepancy(float(found[0]), test, pairs)
+
+
+def _overlap(left: Sequence[str], right: Sequence[str], alpha: float, rng: np.random.Generator) -> Estimate:
+    values = np.array([dice(x, y) for x, y in zip(left, right, strict=True)])
+    return Estimate(float(values.mean()), statistics.percentile_bootstrap(values, alpha, rng, DISTANCE_RESAMPLES))
+
+
+def dice(left: str, right: str, words: int = WORDS) -> float:
+    """Twice the n-grams of words in common by the sum of both: 1 for equal texts, 0 without a common one.
+
+    A text shorter than an n-gram counts as one by itself.
+    """
+    a, b = _ngrams(left, words), _ngrams(right, words)
+    return 2 * (a & b).total() / (a.total() + b.total())
+
+
+def _ngrams(text: str, words: int) -> Counter[tuple[str, ...]]:
+    split = text.split()
+    return Counter(tuple(split[at : at + words]) for at in range(max(1, len(split) - words + 1)))
+
+
+def _is_json(text: str) -> bool:
+    """Whether the text is a JSON object or array: a bare number or word is no more than a text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _same_language(spoken: Sequence[tuple[str, str]], alpha: float) -> Estimate | None:
+    """Among the outputs whose language is told on both sides."""
+    told = [one == other for one, other in spoken if one and other]
+    return _share(told, alpha) if told else None

@@ -9,6 +9,7 @@ OpenAI endpoint) the URL and the model name stand for the version, and the Subje
 
 from __future__ import annotations
 
+import getpass
 import os
 import ssl
 from dataclasses import dataclass
@@ -95,12 +96,13 @@ def resolve(endpoint: Endpoint, ref: str) -> Subject:
         return _unknown(
             subject, f"{name} goes through the route, so several versions may answer; pin one with {name}@…"
         )
-    found = _version(endpoint, parsed)
+    found = version(endpoint, parsed)
     if found is None:
         return _unknown(subject, f"the admin API at {endpoint.admin_url} does not answer")
     pinned = f"{parsed.model}@{found['label']}"
     note = f"{ref} is {pinned} at the moment" if pinned != ref else ""
-    return msgspec.structs.replace(subject, model=pinned, digest=str(found["digest"]), note=note)
+    engine = str(found.get("engine") or "")
+    return msgspec.structs.replace(subject, model=pinned, digest=str(found["digest"]), note=note, engine=engine)
 
 
 def check_alive(endpoint: Endpoint) -> None:
@@ -132,18 +134,29 @@ def admin_get(endpoint: Endpoint, path: str) -> Any:
     return _json(answer) if answer is not None and answer.is_success else None
 
 
-def _ask_admin(endpoint: Endpoint, path: str) -> httpx.Response | None:
+def admin_post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """What an admin API answers to a POST, its refusals too; None where the API is not there."""
+    answer = _ask_admin(endpoint, path, body)
+    value = _json(answer) if answer is not None else None
+    return value if isinstance(value, dict) else None
+
+
+def _ask_admin(endpoint: Endpoint, path: str, body: dict[str, Any] | None = None) -> httpx.Response | None:
     if not endpoint.admin_url:
         return None
     url = f"{endpoint.admin_url}/admin/v1/{path}"
+    known = {"authorization": f"Bearer {endpoint.admin_token}"} if endpoint.admin_token else {}
+    if body is not None:
+        known["x-modelyard-actor"] = getpass.getuser()
+    method = "GET" if body is None else "POST"
+    trusts = trusts_environment(url)
     try:
-        known = {"authorization": f"Bearer {endpoint.admin_token}"} if endpoint.admin_token else {}
-        return httpx.get(url, headers=known, timeout=_TIMEOUT_S, trust_env=trusts_environment(url))
+        return httpx.request(method, url, json=body, headers=known, timeout=_TIMEOUT_S, trust_env=trusts)
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
 
 
-def _version(endpoint: Endpoint, ref: VersionRef) -> dict[str, Any] | None:
+def version(endpoint: Endpoint, ref: VersionRef) -> dict[str, Any] | None:
     """Label and digest of the version or alias; None where the admin API is away. UserError where it is unknown."""
     answer = _ask_admin(endpoint, f"models/{quote(ref.model)}/versions/{quote(ref.label)}")
     value = _json(answer) if answer is not None else None

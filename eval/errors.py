@@ -35,6 +35,10 @@ class SuiteGoneError(SuiteError, NotThereError):
     """A suite's file, or that of its cases, is not there."""
 
 
+class PolicyError(UserError):
+    """A gate's policy that cannot be used."""
+
+
 class MissingExtraError(UserError):
     """A library of an optional extra is not installed."""
 

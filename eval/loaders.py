@@ -1,43 +1,36 @@
-"""From files (or a hub) to a checked Suite.
+"""From files (or a hub, or a generator) to a checked Suite.
 
-Owns: where a suite is looked for, reading its YAML and its cases, and errors that name the file, the line and what to
-write instead. Never: what a case means (suite.py) or what its answer is worth (scorers).
-
-Cases are read through `datasets`, in its streaming mode, so that nothing is copied into a cache first. JSONL is taken
-line by line: an error can then name its line, and targets of mixed types stay what they are.
+Owns: where a suite is looked for, and bringing its YAML, its data, its templates and its examples together. Never: what
+a case means (suite.py, cases.py), how a file is read (records.py) or what an answer is worth (scorers).
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
-import yaml
 
-from eval import scorers
+from eval import cases, records, yaml_places
+from eval.adapters import ADAPTERS, Adapter, Way
+from eval.cases import Recipe
 from eval.errors import MissingExtraError, StateDirError, SuiteError, SuiteGoneError, need
-from eval.suite import Case, Message, ScorerSpec, Suite, SuiteFile, duplicates
+from eval.records import Record
+from eval.suite import OVERALL, Case, FewShot, FileRef, Kind, Sampling, Suite, SuiteFile, duplicates
+from eval.templates import Template, rendering
+from eval.yaml_places import Places
+
+if TYPE_CHECKING:
+    from eval.generated import GenerateContext
 
 CONFIGS_VARIABLE: Final = "MODELYARD_CONFIGS"
-_BUILDERS: Final = {".jsonl": "text", ".csv": "csv", ".parquet": "parquet"}
-_CASE_FIELDS: Final = ("id", "prompt", "messages", "target", "scorer", "slice", "cluster", "max_tokens")
-
-
-class _Row(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A case as written; `prompt` or `messages`."""
-
-    id: str
-    prompt: str | None = None
-    messages: tuple[Message, ...] = ()
-    target: Any = None
-    scorer: str | dict[str, Any] | None = None
-    slice: str = ""
-    cluster: str = ""
-    max_tokens: int | None = None
+Context: TypeAlias = "Callable[[], GenerateContext]"
+_SOURCES: Final = ("cases", "dataset", "path", "generate")
 
 
 def folders() -> list[Path]:
@@ -69,182 +62,298 @@ def find(name: str) -> Path:
                 return folder / name / "suite.yaml"
     if os.sep in name or path.suffix in {".yaml", ".yml"}:
         raise SuiteGoneError(f"there is no suite at {name}: give the path of a suite.yaml or of the folder it lies in")
+    if name in ADAPTERS:
+        raise SuiteError(f"{name!r} is a published format, not a suite: give its file with --path FILE")
     names = known()
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, [*names, *ADAPTERS], n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     listed = f"known suites: {', '.join(names)}" if names else "no suites were found: run where configs/suites/ lies"
-    raise SuiteError(f"there is no suite {name!r}{hint}; {listed}, or give the path of a suite.yaml")
+    formats = f"published formats, with --path FILE: {', '.join(ADAPTERS)}"
+    raise SuiteError(f"there is no suite {name!r}{hint}; {listed}; {formats}; or give the path of a suite.yaml")
 
 
-def load(name: str, cache: Path) -> Suite:
-    """Read and check the suite `name`. `cache` is a folder that `datasets` may write into.
+def load(name: str, cache: Path, *, path: Path | None = None, context: Context | None = None) -> Suite:
+    """Read and check the suite `name`, or the published file `path` by the adapter `name`.
 
-    Raises SuiteError with the place and the remedy, MissingExtraError where `datasets` is not installed, StateDirError
-    where `cache` cannot be made.
+    `cache` is a folder that `datasets` may write into; `path` also stands in for a suite's own `path`; `context` is
+    asked what is known of the server, for a suite that is generated. Raises SuiteError with the place and the remedy,
+    MissingExtraError where a library is not installed, StateDirError where `cache` cannot be made.
     """
-    path = find(name)
-    file = _read_yaml(path)
-    rows = _hub_rows(file, path, cache) if file.dataset else _file_rows(file, path, cache)
-    cases = tuple(_case(raw, file, where) for where, raw in rows)
-    if not cases:
-        raise SuiteError(f"{path}: the suite has no cases")
-    if twice := duplicates(case.id for case in cases):
-        raise SuiteError(f"{path}: the id {twice[0]!r} is given to more than one case: ids must be unique")
-    _check_gates(file, cases, path)
+    draft = _published(name, path) if path is not None and name in ADAPTERS and name not in known() else _written(name)
+    if path is not None:
+        if draft.file.path is None:
+            raise SuiteError(
+                f"{draft.place('name')}: the suite reads no published file: leave --path out, or name a format "
+                f"({', '.join(ADAPTERS)})"
+            )
+        draft = replace(draft, file=msgspec.structs.replace(draft.file, path=str(path.resolve())))
+    _check(draft)
+    found = _source(draft, cache, context)
+    built = _built(draft, found)
+    if not built:
+        raise SuiteError(f"{draft.where}: the suite has no cases")
+    if twice := duplicates(case.id for case in built):
+        raise SuiteError(f"{draft.where}: the id {twice[0]!r} is given to more than one case: ids must be unique")
+    _check_gates(draft, built)
+    file = draft.file
     return Suite(
         name=file.name,
         version=file.version,
         description=file.description,
-        cases=cases,
-        sampling=file.sampling,
+        cases=built,
+        sampling=draft.sampling,
         repeats=file.repeats,
         margin=file.margin,
         gates=file.gates,
-        source=str(path),
+        source=draft.where,
+        notes=found.notes,
     )
 
 
-def _read_yaml(path: Path) -> SuiteFile:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        file = msgspec.convert(raw, SuiteFile)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise SuiteError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    except msgspec.ValidationError as error:
-        raise SuiteError(f"{path}: {_plain(error, SuiteFile.__struct_fields__)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path} cannot be read: {error}") from error
-    if (file.cases is None) == (file.dataset is None):
-        raise SuiteError(f"{path}: give either `cases` (a file) or `dataset` (a hub's data set)")
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A suite.yaml that has been read, or what stands for one."""
+
+    file: SuiteFile
+    folder: Path
+    where: str
+    """The file's path, for errors and as the suite's source."""
+    raw: dict[str, Any]
+    places: Places | None = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        return ADAPTERS[self.file.format] if self.file.format else None
+
+    @property
+    def kind(self) -> Kind:
+        return self.file.task or (self.adapter.default if self.adapter else "generate")
+
+    @property
+    def way(self) -> Way | None:
+        return self.adapter.ways[self.kind] if self.adapter else None
+
+    @property
+    def sampling(self) -> Sampling:
+        """The file's, over the adapter's for what it does not say."""
+        if self.way is None or self.file.sampling is None:
+            return self.file.sampling or (self.way.sampling if self.way else Sampling())
+        written = {name: getattr(self.file.sampling, name) for name in self.raw["sampling"]}
+        return msgspec.structs.replace(self.way.sampling, **written)
+
+    @property
+    def few_shot(self) -> FewShot | None:
+        written = self.file.few_shot
+        if isinstance(written, int):
+            return FewShot(k=written)
+        return written or (self.way.few_shot if self.way else None)
+
+    def place(self, *keys: str | int) -> str:
+        return self.places.at(*keys) if self.places else self.where
+
+    def beside(self, name: str) -> Path:
+        return self.folder / name
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A suite's records."""
+
+    records: Iterable[Record]
+    notes: tuple[str, ...] = ()
+
+
+def _published(name: str, path: Path) -> _Draft:
+    raw = {"name": name, "format": name, "path": str(path.resolve())}
+    return _Draft(msgspec.convert(raw, SuiteFile), Path(), str(path), raw)
+
+
+def _written(name: str) -> _Draft:
+    path = find(name)
+    file, raw, places = yaml_places.read(path, SuiteFile)
+    return _Draft(file, path.parent, str(path), raw, places)
+
+
+def _check(draft: _Draft) -> None:
+    """What the types do not say. Raises SuiteError with the line."""
+    file = draft.file
+    given = [name for name in _SOURCES if getattr(file, name) is not None]
+    if len(given) != 1:
+        raise SuiteError(
+            f"{draft.where}: give either `cases` (a file), `dataset` (a hub's), `path` (a published file, with "
+            f"`format`) or `generate`{', not ' + ' and '.join(given) if given else ''}"
+        )
+    if file.format is not None and file.format not in ADAPTERS:
+        close = difflib.get_close_matches(file.format, ADAPTERS, n=1, cutoff=0.5)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise SuiteError(f"{draft.place('format')}: unknown format {file.format!r}{hint}; known: {', '.join(ADAPTERS)}")
+    if file.path is not None and file.format is None:
+        raise SuiteError(f"{draft.place('path')}: `path` needs `format`, one of {', '.join(ADAPTERS)}")
+    if file.format is not None and given[0] not in {"path", "dataset"}:
+        raise SuiteError(f"{draft.place('format')}: `format` goes with `path` or `dataset`, not with `{given[0]}`")
+    if draft.adapter and draft.kind not in draft.adapter.ways:
+        raise SuiteError(
+            f"{draft.place('task')}: {file.format} cannot be asked by `{draft.kind}`: "
+            f"use {' or '.join(draft.adapter.ways)}"
+        )
     if file.repeats < 1:
-        raise SuiteError(f"{path}: `repeats` is {file.repeats}: it must be at least 1")
+        raise SuiteError(f"{draft.place('repeats')}: `repeats` is {file.repeats}: it must be at least 1")
     if file.margin is not None and not 0 <= file.margin <= 1:
-        raise SuiteError(f"{path}: `margin` is {file.margin}: it must lie between 0 and 1")
-    return file
+        raise SuiteError(f"{draft.place('margin')}: `margin` is {file.margin}: it must lie between 0 and 1")
+    sampling = draft.sampling
+    for name, value in (("max_tokens", sampling.max_tokens), ("timeout_s", sampling.timeout_s)):
+        if value is not None and value <= 0:
+            raise SuiteError(f"{draft.place('sampling', name)}: `sampling.{name}` is {value}: it must be above 0")
+    _check_few_shot(draft)
 
 
-def _check_gates(file: SuiteFile, cases: Iterable[Case], path: Path) -> None:
-    used = {case.scorer.name for case in cases}
-    for gate in file.gates:
-        if gate != "overall" and gate not in used:
-            raise SuiteError(f"{path}: the gate {gate!r} is neither `overall` nor a scorer that the cases use")
-    if not file.gates:
-        raise SuiteError(f"{path}: `gates` is empty: leave it out, or name what decides a comparison")
+def _check_few_shot(draft: _Draft) -> None:
+    spec = draft.few_shot
+    if spec is None:
+        return
+    if spec.k is not None and spec.k < 0:
+        raise SuiteError(f"{draft.place('few_shot', 'k')}: `few_shot` wants {spec.k} examples: 0 or more can be had")
+    if spec.examples and spec.file:
+        raise SuiteError(f"{draft.place('few_shot')}: `few_shot` takes `examples` or a `file`, not both")
+    if not spec.examples and spec.k is None:
+        raise SuiteError(f"{draft.place('few_shot')}: `few_shot` needs `k`, how many are drawn, or `examples`")
 
 
-def _file_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    data = path.parent / str(file.cases)
-    builder = _BUILDERS.get(data.suffix)
-    if builder is None:
-        raise SuiteError(f"{path}: cases of the kind {data.suffix!r} cannot be read: use .jsonl, .csv or .parquet")
-    if not data.is_file():
-        raise SuiteGoneError(f"{path}: the cases {data} are not there")
+def _check_gates(draft: _Draft, built: Iterable[Case]) -> None:
+    used = {case.scorer.name for case in built}
+    for index, gate in enumerate(draft.file.gates):
+        if gate != OVERALL and gate not in used:
+            close = difflib.get_close_matches(gate, [OVERALL, *used], n=1, cutoff=0.5)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise SuiteError(
+                f"{draft.place('gates', index)}: the gate {gate!r} is neither `overall` nor a scorer that the cases "
+                f"use{hint}"
+            )
+    if not draft.file.gates:
+        raise SuiteError(f"{draft.place('gates')}: `gates` is empty: leave it out, or name what decides a comparison")
+
+
+def _source(draft: _Draft, cache: Path, context: Context | None) -> _Found:
+    file = draft.file
+    if file.generate is not None:
+        return _generated(draft, context)
+    if file.dataset is not None:
+        return _Found(_hub(draft, cache))
+    path = draft.beside(str(file.path or file.cases))
+    return _Found(_file(draft, path, "cases" if file.cases else "path"))
+
+
+def _file(draft: _Draft, path: Path, *keys: str) -> Iterable[Record]:
+    records.check(path, draft.place(*keys))
+    return records.read(path, draft.adapter.header if draft.adapter else None)
+
+
+def _generated(draft: _Draft, context: Context | None) -> _Found:
+    from eval import generated  # noqa: PLC0415 - few suites are
+
+    spec = dict(draft.file.generate or {})
+    name = spec.pop("name", None)
+    if not isinstance(name, str):
+        raise SuiteError(f"{draft.place('generate')}: `generate` needs the `name` of a generator")
     try:
-        rows = _read(builder, cache, data_files=str(data), split="train")
-    except (ValueError, OSError) as error:
-        raise SuiteError(f"{data} cannot be read: {error}") from error
-    for number, row in enumerate(rows, start=1):
-        if builder != "text":
-            yield f"{data} row {number}", row
-        elif row["text"].strip():
-            where = f"{data} line {number}"
-            yield where, _json_line(row["text"], where)
+        made = generated.generate(name, spec, context() if context else None)
+    except generated.GenerateError as error:
+        raise SuiteError(f"{draft.place('generate')}: {error}") from error
+    rows = (
+        Record(dict(row), f"{draft.where} ({name})", number, "case") for number, row in enumerate(made.rows, start=1)
+    )
+    return _Found(rows, made.left_out)
 
 
-def _json_line(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise SuiteError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise SuiteError(f'{where}: a case is a JSON object, e.g. {{"id": …, "prompt": …, "target": …}}')
-    return raw
-
-
-def _hub_rows(file: SuiteFile, path: Path, cache: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    spec = file.dataset
+def _hub(draft: _Draft, cache: Path) -> Iterator[Record]:
+    spec, place = draft.file.dataset, draft.place("dataset")
     assert spec is not None
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         raise SuiteError(
-            f"{path}: the data set {spec.hub} lies on a hub, and HF_HUB_OFFLINE forbids going there: "
+            f"{place}: the data set {spec.hub} lies on a hub, and HF_HUB_OFFLINE forbids going there: "
             "unset it, or export the data to a JSONL file beside the suite"
         )
     try:
-        rows = _read(spec.hub, cache, name=spec.config, split=spec.split, revision=spec.revision)
+        rows = _streamed(spec.hub, cache, name=spec.config, split=spec.split, revision=spec.revision)
     except (MissingExtraError, StateDirError):
         raise
     except Exception as error:  # the hub's client raises many kinds, from DNS to 404
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SuiteError(
-            f"{path}: the data set {spec.hub} cannot be loaded ({reason}): check the name and the connection, "
+            f"{place}: the data set {spec.hub} cannot be loaded ({reason}): check the name and the connection, "
             "or use a JSONL file beside the suite"
         ) from error
     for number, row in enumerate(rows, start=1):
         row.setdefault("id", f"{spec.split}-{number:05d}")
-        yield f"{spec.hub} row {number}", row
+        yield Record(row, spec.hub, number, "row")
 
 
-def _read(builder: str, cache: Path, **options: Any) -> list[dict[str, Any]]:
-    """Every row, read to the end before any is looked at: `datasets` closes its files only there."""
+def _streamed(hub: str, cache: Path, **options: Any) -> list[dict[str, Any]]:
+    """Every row, without a copy of the data set; read to the end before any is looked at: files are closed there."""
     datasets = need("datasets")
     datasets.disable_progress_bars()
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StateDirError(cache, "written", error) from error
-    return list(datasets.load_dataset(builder, streaming=True, cache_dir=str(cache), **options))
+    return list(datasets.load_dataset(hub, streaming=True, cache_dir=str(cache), **options))
 
 
-def _case(raw: dict[str, Any], file: SuiteFile, where: str) -> Case:
-    if file.columns:
-        raw = _renamed(raw, file.columns, where)
-    try:
-        row = msgspec.convert(raw, _Row)
-    except msgspec.ValidationError as error:
-        raise SuiteError(f"{where}: {_plain(error, _CASE_FIELDS)}") from error
-    if (row.prompt is None) == (not row.messages):
-        raise SuiteError(f"{where}: case {row.id!r} needs either `prompt` or `messages`")
-    written = row.scorer if row.scorer is not None else file.scorer
+def _built(draft: _Draft, found: _Found) -> tuple[Case, ...]:
+    templates, answer = _templates(draft), _answer(draft)
+    drawn_from = _pool(draft)
+    with rendering() if templates or answer else nullcontext() as renderer:
+        recipe = Recipe(
+            file=draft.file,
+            way=draft.way,
+            kind=draft.kind,
+            templates=templates,
+            answer=answer,
+            few_shot=draft.few_shot,
+            renderer=renderer,
+        )
+        return cases.build(recipe, found.records, drawn_from)
+
+
+def _pool(draft: _Draft) -> Iterable[Record] | None:
+    """What examples are drawn from; None: the cases themselves."""
+    spec = draft.few_shot
+    if spec is not None and spec.examples:
+        source = f"{draft.place('few_shot')}: few_shot"
+        rows = [{"id": f"example-{number}"} | row for number, row in enumerate(spec.examples, start=1)]
+        return [Record(row, source, number, "example") for number, row in enumerate(rows, start=1)]
+    if spec is None or spec.file is None:
+        return None
+    path = draft.beside(spec.file)
+    return _file(draft, path, "few_shot", "file")
+
+
+def _templates(draft: _Draft) -> tuple[tuple[str, Template], ...]:
+    written = draft.file.template
     if written is None:
-        raise SuiteError(f"{where}: missing field `scorer` (or set `scorer` for all cases in suite.yaml)")
-    try:
-        spec = ScorerSpec.parse(written)
-        scorers.build(spec.name, spec.options, row.target)
-    except ValueError as error:
-        raise SuiteError(f"{where}: case {row.id!r}: {error}") from error
-    if row.max_tokens is not None and row.max_tokens < 1:
-        raise SuiteError(f"{where}: case {row.id!r}: `max_tokens` must be at least 1")
-    turns = row.messages or (Message("user", row.prompt or ""),)
-    if file.system and turns[0].role != "system":
-        turns = (Message("system", file.system), *turns)
-    return Case(
-        id=row.id,
-        messages=turns,
-        target=row.target,
-        scorer=spec,
-        slice=row.slice,
-        cluster=row.cluster,
-        max_tokens=row.max_tokens,
+        return ()
+    if isinstance(written, FileRef):
+        path = draft.beside(written.file)
+        try:
+            return (("user", Template(path.read_text(encoding="utf-8"), str(path))),)
+        except FileNotFoundError as error:
+            raise SuiteGoneError(f"{draft.place('template')}: the template {path} is not there") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise SuiteError(f"{draft.place('template')}: the template {path} cannot be read: {error}") from error
+    if isinstance(written, str):
+        return (("user", _inline(draft, written, "template")),)
+    return tuple(
+        (turn.role, _inline(draft, turn.content, "template", index, "content")) for index, turn in enumerate(written)
     )
 
 
-def _renamed(raw: dict[str, Any], columns: dict[str, str], where: str) -> dict[str, Any]:
-    """The row with its columns under the names of a case's fields; other columns are left out."""
-    for column in columns.values():
-        if column not in raw:
-            raise SuiteError(f"{where}: there is no column {column!r}; it has: {', '.join(raw)}")
-    taken = {field: raw[field] for field in _CASE_FIELDS if field in raw and raw[field] is not None}
-    return taken | {field: raw[column] for field, column in columns.items()}
+def _answer(draft: _Draft) -> Template | None:
+    written = draft.file.few_shot
+    if not isinstance(written, FewShot) or written.answer is None:
+        return None
+    return _inline(draft, written.answer, "few_shot", "answer")
 
 
-def _plain(error: msgspec.ValidationError, fields: Iterable[str]) -> str:
-    """msgspec's message in the words of the file, with the nearest field for an unknown one."""
-    text = str(error).replace("Object missing required field", "missing field")
-    if text.startswith("Object contains unknown field"):
-        unknown = text.split("`")[1]
-        close = difflib.get_close_matches(unknown, list(fields), n=1, cutoff=0.5)
-        hint = f" (did you mean `{close[0]}`?)" if close else f"; known: {', '.join(fields)}"
-        return f"unknown field `{unknown}`{hint}"
-    return text
+def _inline(draft: _Draft, text: str, *keys: str | int) -> Template:
+    line = draft.places.text_line(*keys) if draft.places else 1
+    return Template(text, draft.where, line)

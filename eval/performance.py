@@ -22,11 +22,12 @@ class Timed(Protocol):
     prompt_tokens: int
     completion_tokens: int
     attempts: int
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Performance:
-    """Seconds and tokens of the answered samples of a run."""
+    """Seconds and tokens of the samples of a run that the engine answered."""
 
     n: int
     ttft_p50_s: float | None
@@ -47,8 +48,8 @@ class Performance:
 
 
 def measure(samples: Iterable[Timed]) -> Performance:
-    """The figures of a run; percentiles by linear interpolation."""
-    answered = [sample for sample in samples if not sample.error]
+    """The figures of a run; percentiles by linear interpolation. Answers from the response cache took no time."""
+    answered = [sample for sample in samples if not sample.error and not sample.cached]
     first = [sample.ttft_s for sample in answered if sample.ttft_s is not None and not np.isnan(sample.ttft_s)]
     total = [sample.latency_s for sample in answered]
     return Performance(
@@ -72,6 +73,31 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
         busy += max(0.0, stop - max(start, reached))
         reached = max(reached, stop)
     return busy
+
+
+def busy_shares(spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Each span's share of the busy time: a moment with N spans open belongs 1/N to each. Sums to busy_seconds.
+
+    The same division as the yard's own (monitoring.attribution), of the run's requests alone.
+    """
+    edges = sorted(
+        (at, starts, index)
+        for index, (start, stop) in enumerate(spans)
+        if stop > start
+        for at, starts in ((start, True), (stop, False))
+    )
+    shares, begun_at = [0.0] * len(spans), [0.0] * len(spans)
+    so_far, reached, opened = 0.0, 0.0, 0
+    for at, starts, index in edges:
+        if opened:
+            so_far += (at - reached) / opened
+        reached = at
+        if starts:
+            begun_at[index] = so_far
+        else:
+            shares[index] = so_far - begun_at[index]
+        opened += 1 if starts else -1
+    return shares
 
 
 def _quantile(values: Sequence[float], share: float) -> float | None:

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import msgspec
 
 from eval.errors import RunError, StateDirError, need
+from eval.scorers.judge import Judging
 from eval.suite import Sampling, Suite
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """The version's digest; "" where no admin API told it: then URL and model name stand for the version."""
     note: str = ""
     """What the user should know about this identity; "" where it is certain."""
+    engine: str = ""
+    """The kind of engine, as the manifest names it; "" where no admin API told it."""
 
     @property
     def identity(self) -> str:
@@ -66,10 +69,29 @@ class RunKey(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int
     twin: bool = False
     """The second run of an A/A comparison."""
+    provider: str = ""
+    """Who gave the log-likelihoods, where it was not the running engine."""
 
     @property
     def short(self) -> str:
         return hashlib.sha256(_encoder.encode(self)).hexdigest()[:KEY_CHARACTERS]
+
+
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run's requests cost, on one basis. Bases must not be added up."""
+
+    basis: str
+    """`allocated`, `busy`, `energy`, or `engine-seconds` where the price is the user's."""
+    method: str
+    """How the amount was found, in words."""
+    currency: str
+    amount: float
+    answered: int
+    """The answers that it paid for; those of the response cache are not among them."""
+
+    @property
+    def per_1k_requests(self) -> float | None:
+        return 1000 * self.amount / self.answered if self.answered else None
 
 
 class RunInfo(msgspec.Struct, kw_only=True):
@@ -85,6 +107,10 @@ class RunInfo(msgspec.Struct, kw_only=True):
     started_at: float
     """Unix seconds."""
     finished_at: float | None = None
+    costs: list[Spent] = []
+    """Of all sittings; empty where nothing told it."""
+    judges: list[Judging] = []
+    """Who judged by what, where the suite is scored by models."""
     schema: int = 1
 
 
@@ -117,6 +143,22 @@ class Sample(msgspec.Struct, kw_only=True):
     attempts: int = 1
     answered_by: str = ""
     """The version that the router named in its response; "" where there is no router."""
+    detail: str = ""
+    """Why this score, in a line; the scorer's words."""
+    weight: float = 1.0
+    """How much the case counts in a mean."""
+    tool_calls: str = ""
+    """The calls that the answer holds, as a JSON array; "" for none."""
+    turns: str = ""
+    """The answers to the turns before the last, as a JSON array; "" where there is one turn."""
+    scoring_tokens: int = 0
+    """Spent on a judge for the score."""
+    scoring_s: float = 0.0
+    """Waited for a judge."""
+    logprobs: str = ""
+    """Of a case scored by likelihood: what each choice got, as JSON."""
+    cached: bool = False
+    """Taken from the response cache: its times are those of the first asking and count in no latency."""
 
     @property
     def id(self) -> tuple[str, int]:
@@ -157,7 +199,7 @@ class Run:
             raise RunError(f"{self.folder} holds no readable run.json ({error}): remove the folder") from error
 
     def write_info(self, info: RunInfo) -> None:
-        _replace(self.folder / "run.json", msgspec.json.format(_encoder.encode(info)))
+        write_whole(self.folder / "run.json", msgspec.json.format(_encoder.encode(info)))
 
     def samples(self) -> dict[tuple[str, int], Sample]:
         """Every sample so far, the last one of each (case, repeat)."""
@@ -267,7 +309,16 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def open(self, suite: Suite, subject: Subject, key: RunKey, *, fresh: bool, now: float) -> Run:
+    def open(
+        self,
+        suite: Suite,
+        subject: Subject,
+        key: RunKey,
+        *,
+        fresh: bool,
+        now: float,
+        judges: Sequence[Judging] = (),
+    ) -> Run:
         """The latest run of this key, or a new one where there is none (or `fresh`). Raises StateDirError."""
         stem = f"{_slug(suite.name)}-{_slug(subject.ref.rpartition('/')[2])}-{key.short}"
         attempts = self._attempts(stem)
@@ -282,6 +333,7 @@ class RunStore:
             planned=len(suite.cases) * key.repeats,
             subject=subject,
             started_at=now,
+            judges=list(judges),
         )
         try:
             run.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -359,7 +411,8 @@ def _unwritten(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written ({cause}): make room there; the same command goes on from what is kept")
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole, even after a crash."""
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")  # two processes may begin one run at once
     with temporary.open("xb") as file:
         file.write(data)

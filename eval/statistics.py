@@ -6,7 +6,10 @@ or deciding which formula applies (compare.py does).
 Sources: Miller 2024 (arXiv 2411.00640) for paired and clustered standard errors; Tango 1998 (Stat. Med. 17:891) for
 the score interval of a paired difference of proportions; Fagerland et al. 2013 (BMC Med. Res. Methodol. 13:91) for
 McNemar's mid-p; Efron 1987 (JASA 82:171) for BCa; Cameron et al. 2008 (Rev. Econ. Stat. 90:414) for the cluster
-bootstrap-t; Holm 1979 (Scand. J. Stat. 6:65).
+bootstrap-t; Holm 1979 (Scand. J. Stat. 6:65); Kish 1965 (Survey Sampling, 11.7) for the effective number of weighted
+samples; Cochran 1977 (Sampling Techniques, 6.4) for the error of a weighted mean as that of a ratio.
+
+`weights` say how much each value counts in the mean, Σ w·x / Σ w; None: all alike.
 """
 
 from __future__ import annotations
@@ -63,28 +66,41 @@ def wilson(successes: int, n: int, alpha: float) -> Interval:
     return Interval(float(found.low), float(found.high), "Wilson")
 
 
-def percentile_bootstrap(values: Array, alpha: float, rng: np.random.Generator, resamples: int = RESAMPLES) -> Interval:
-    """Percentile bootstrap interval of a mean."""
-    means = np.concatenate([values[drawn].mean(axis=1) for drawn in _draws(len(values), rng, resamples)])
+def kish(weights: Array) -> float:
+    """(Σ w)² / Σ w²: how many samples of equal weight tell as much. Kish 1965."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
+
+
+def percentile_bootstrap(
+    values: Array, alpha: float, rng: np.random.Generator, resamples: int = RESAMPLES, weights: Array | None = None
+) -> Interval:
+    """Percentile bootstrap interval of a mean; weighted values are drawn with their weights."""
+    means = np.concatenate(
+        [np.asarray(_mean(values[drawn], _drawn(weights, drawn))) for drawn in _draws(len(values), rng, resamples)]
+    )
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return Interval(float(low), float(high), "percentile bootstrap")
 
 
-def plain_error(d: Array) -> MeanError:
-    """Mean, sd and SE = sd / √n, with n - 1 degrees of freedom."""
+def plain_error(d: Array, weights: Array | None = None) -> MeanError:
+    """Mean, sd and SE = sd / √n, with n - 1 degrees of freedom. With weights, each value is a cluster of its own."""
+    if weights is not None:
+        return clustered_error(d, range(len(d)), weights)
     n = len(d)
     sd = float(d.std(ddof=1)) if n > 1 else 0.0
     return MeanError(float(d.mean()), sd / math.sqrt(n), n - 1, sd)
 
 
-def clustered_error(d: Array, clusters: Sequence[Any]) -> MeanError:
-    """SE = √(Σ_c(Σ_{i∈c}(d_i - d̄))² · C/(C-1)) / n, with C - 1 degrees of freedom. Miller 2024, section 2.2."""
+def clustered_error(d: Array, clusters: Sequence[Any], weights: Array | None = None) -> MeanError:
+    """SE = √(Σ_c(Σ_{i∈c}w_i(d_i - d̄))² · C/(C-1)) / Σ w, with C - 1 degrees of freedom. Miller 2024, section 2.2; with
+    weights Cochran 1977, 6.4."""
     codes = cluster_codes(clusters)
     count = int(codes.max()) + 1
-    mean = float(d.mean())
-    sums = np.bincount(codes, weights=d - mean, minlength=count)
+    w = np.ones(len(d)) if weights is None else weights
+    mean = float(_mean(d, weights))
+    sums = np.bincount(codes, weights=w * (d - mean), minlength=count)
     correction = count / (count - 1) if count > 1 else 1.0
-    se = math.sqrt(float((sums**2).sum()) * correction) / len(d)
+    se = math.sqrt(float((sums**2).sum()) * correction) / float(w.sum())
     return MeanError(mean, se, count - 1, plain_error(d).sd)
 
 
@@ -96,7 +112,7 @@ def t_interval(error: MeanError, alpha: float, method: str = "t") -> Interval:
     return Interval(error.mean - half, error.mean + half, method)
 
 
-def unseen_interval(n: int, alpha: float) -> Interval:
+def unseen_interval(n: float, alpha: float) -> Interval:
     """Where n units all showed no difference: ± z²/(n + z²), Tango's interval at no discordant pair. Never [0, 0]."""
     z2 = float(stats.norm.ppf(1 - alpha / 2)) ** 2
     return Interval(-z2 / (n + z2), z2 / (n + z2), "score, no difference seen")
@@ -145,12 +161,17 @@ def mcnemar_mid_p(gains: int, losses: int) -> float:
 
 
 def sign_flip(
-    d: Array, rng: np.random.Generator, clusters: Sequence[Any] | None = None, resamples: int = RESAMPLES
+    d: Array,
+    rng: np.random.Generator,
+    clusters: Sequence[Any] | None = None,
+    resamples: int = RESAMPLES,
+    weights: Array | None = None,
 ) -> Test:
     """Paired permutation test of the mean: under no difference every d_i (or cluster) may as well have the other sign.
 
     p = (1 + #{|permuted| ≥ |observed|}) / (1 + resamples).
     """
+    d = d if weights is None else d * weights
     sums = d if clusters is None else np.bincount(cluster_codes(clusters), weights=d)
     observed = abs(float(sums.sum()))
     least = observed * (1 - 1e-9) - 1e-12
@@ -163,41 +184,56 @@ def sign_flip(
     return Test((1 + hits) / (1 + resamples), "paired permutation" + ("" if clusters is None else " of clusters"))
 
 
-def bca(d: Array, alpha: float, rng: np.random.Generator, resamples: int = RESAMPLES) -> Interval:
+def bca(
+    d: Array, alpha: float, rng: np.random.Generator, resamples: int = RESAMPLES, weights: Array | None = None
+) -> Interval:
     """Bias-corrected and accelerated bootstrap interval of the mean; `unseen_interval` where all are 0.
 
     A bootstrap of few values is too narrow (of 5, its low end lies above the true mean three times too often), so under
-    BCA_ALONE_FROM values the interval reaches at least as far as t's.
+    BCA_ALONE_FROM values, and wherever weights differ, the interval reaches at least as far as t's.
     """
     if not d.any():
-        return unseen_interval(len(d), alpha)
+        return unseen_interval(len(d) if weights is None else kish(weights), alpha)
     if len(d) < 2 or np.ptp(d) == 0:
         return Interval(-1.0, 1.0, "one value only: no spread known")
     found = stats.bootstrap(
-        (d,), np.mean, n_resamples=resamples, confidence_level=1 - alpha, method="BCa", rng=rng, batch=_batch(len(d))
+        (d,) if weights is None else (d, weights),
+        np.mean if weights is None else _mean,
+        paired=weights is not None,
+        n_resamples=resamples,
+        confidence_level=1 - alpha,
+        method="BCa",
+        rng=rng,
+        batch=_batch(len(d)),
     ).confidence_interval
     low, high = float(found.low), float(found.high)
-    if len(d) >= BCA_ALONE_FROM:
+    if weights is None and len(d) >= BCA_ALONE_FROM:
         return Interval(low, high, "BCa bootstrap")
-    t = t_interval(plain_error(d), alpha)
+    t = t_interval(plain_error(d, weights), alpha)
     return Interval(min(low, t.low), max(high, t.high), "BCa bootstrap or t, the wider")
 
 
 def cluster_bootstrap_t(
-    d: Array, clusters: Sequence[Any], alpha: float, rng: np.random.Generator, resamples: int = RESAMPLES
+    d: Array,
+    clusters: Sequence[Any],
+    alpha: float,
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    weights: Array | None = None,
 ) -> Interval:
     """Bootstrap-t over whole clusters: draws clusters, studentises each draw's mean with its own clustered SE.
 
     A draw without spread counts as infinitely far out, so that few clusters give a wide interval and never a falsely
     narrow one; where such draws reach the wanted quantile, the t interval on C - 1 degrees of freedom is given.
     """
-    error = clustered_error(d, clusters)
+    error = clustered_error(d, clusters, weights)
     codes = cluster_codes(clusters)
     count = int(codes.max()) + 1
     if error.se == 0 or count < 2:
         return unseen_interval(count, alpha) if not d.any() else t_interval(error, alpha, "clustered t")
-    sums = np.bincount(codes, weights=d, minlength=count)
-    sizes = np.bincount(codes, minlength=count).astype(np.float64)
+    w = np.ones(len(d)) if weights is None else weights
+    sums = np.bincount(codes, weights=d * w, minlength=count)
+    sizes = np.bincount(codes, weights=w, minlength=count)
     drawn = rng.integers(0, count, size=(resamples, count))
     totals, members = sums[drawn], sizes[drawn]
     n = members.sum(axis=1)
@@ -260,6 +296,17 @@ def cluster_codes(clusters: Sequence[Any]) -> NDArray[np.intp]:
     """Names -> 0, 1, 2, … in sorted order."""
     codes: NDArray[np.intp] = np.unique(np.asarray(clusters), return_inverse=True)[1]
     return codes
+
+
+def _mean(values: Array, weights: Array | None, axis: int = -1) -> Any:
+    """Σ w·x / Σ w along an axis."""
+    if weights is None:
+        return values.mean(axis=axis)
+    return (values * weights).sum(axis=axis) / weights.sum(axis=axis)
+
+
+def _drawn(weights: Array | None, drawn: NDArray[np.int64]) -> Array | None:
+    return None if weights is None else weights[drawn]
 
 
 def _z_sum(alpha: float, power: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.compare import Side, side
+from eval.compare import Side, side, uneven
 from eval.results import Sample
 from eval.suite import OVERALL
 
@@ -45,5 +45,6 @@ def groups(samples: Iterable[Sample], *, alpha: float, rng: np.random.Generator)
         values = np.array([means[case] for case in names])
         clusters = [cases[case][0].cluster or f"case {case}" for case in names]
         shared = clusters if len(set(clusters)) < len(clusters) else None
-        made.append(Group(kind, name, len(names), side(values, shared, alpha, rng)))
+        weights = uneven([cases[case][0].weight for case in names])
+        made.append(Group(kind, name, len(names), side(values, shared, alpha, rng, weights)))
     return sorted(made, key=lambda group: ("scorer", "slice", OVERALL).index(group.kind))

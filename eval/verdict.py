@@ -82,6 +82,12 @@ def combine(gates: Sequence[tuple[str, Verdict]]) -> Verdict:
     return Verdict("non-inferior", "non-inferior at every gate")
 
 
+def of_candidates(verdicts: Sequence[Verdict]) -> Kind:
+    """One kind for several candidates: worse where one is, inconclusive where one is, else the least that all are."""
+    order: tuple[Kind, ...] = ("worse", "inconclusive", "non-inferior", "better")
+    return min((verdict.kind for verdict in verdicts), key=order.index)
+
+
 def _points(share: float) -> str:
     return f"{100 * share:g} points"
 

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from monitoring.device_metrics import CostSeries, collect_cost, collect_devices, collect_sampler, cost_series, hold
 from monitoring.devices import DeviceReading
+from monitoring.drift_watch_metrics import DriftState, collect_drift
 from monitoring.observe import (
     BOUNDS,
     COUNTER_LABELS,
@@ -97,6 +98,18 @@ class WorkerState:
     connections: int = 0
     loop_lag_s: float = 0.0
     generation: int = 0
+    samples_lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCounts:
+    """Totals of samples and feedback."""
+
+    samples: Mapping[Version, float] = field(default_factory=dict)
+    feedback: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    """(model, label, positive | neutral | negative)"""
+    ignored: Mapping[str, float] = field(default_factory=dict)
+    """Reason -> feedback that was not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +147,8 @@ class Snapshot:
     sampler: SamplerStatus | None = None
     statement: Statement | None = None
     ledger: LedgerState | None = None
+    samples: SampleCounts = field(default_factory=SampleCounts)
+    drift: DriftState = field(default_factory=DriftState)
 
 
 class Metrics(Collector):
@@ -174,6 +189,8 @@ class Metrics(Collector):
         yield from _workers(snapshot)
         yield from _routes(snapshot)
         yield _queues(snapshot)
+        yield from _samples(snapshot)
+        yield from collect_drift(snapshot.drift)
         yield from collect_devices(snapshot.devices, snapshot.engine_memory)
         if snapshot.sampler is not None:
             yield from collect_sampler(snapshot.sampler)
@@ -282,6 +299,29 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
         for worker in snapshot.workers:
             family.add_metric([worker.worker], float(getattr(worker, attribute)))
         yield family
+
+
+def _samples(snapshot: Snapshot) -> Iterator[Metric]:
+    lost = CounterMetricFamily(
+        "modelyard_samples_lost_total", "Samples and feedback that the worker had no room for.", labels=["worker"]
+    )
+    for worker in snapshot.workers:
+        lost.add_metric([worker.worker], worker.samples_lost)
+    taken = CounterMetricFamily("modelyard_samples_total", "Requests kept as samples.", labels=["model", "version"])
+    said = CounterMetricFamily(
+        "modelyard_feedback_total", "Feedback on requests, by its sign.", labels=["model", "version", "score"]
+    )
+    for model, version in sorted({*snapshot.versions, *snapshot.samples.samples}):
+        taken.add_metric([model, version], snapshot.samples.samples.get((model, version), 0))
+    starts = {(*version, score) for version in snapshot.versions for score in ("positive", "negative")}
+    for key in sorted(starts | snapshot.samples.feedback.keys()):
+        said.add_metric(key, snapshot.samples.feedback.get(key, 0))
+    ignored = CounterMetricFamily(
+        "modelyard_feedback_ignored_total", "Feedback without a request, or with another key.", labels=["reason"]
+    )
+    for reason in ("unknown_request", "other_key"):
+        ignored.add_metric([reason], snapshot.samples.ignored.get(reason, 0))
+    yield from (lost, taken, said, ignored)
 
 
 def _queues(snapshot: Snapshot) -> Metric:

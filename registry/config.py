@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from registry.models import BUCKETS, Condition, ShadowArm, check_name, check_weights
+from registry.redact import KINDS, Kind
 
 EngineName = Literal["llama.cpp", "vllm", "external", "hosted"]
 ARTIFACT_KINDS = ("file:", "pypi:")
@@ -231,6 +232,80 @@ class CacheConfig(Section):
     ttl_s: float = Field(3600.0, gt=0)
 
 
+class SamplesConfig(Section):
+    """Requests that are kept with what they asked and got, for drift and for test cases. Off until a rate is set."""
+
+    rate: float = Field(0.0, ge=0, le=1, description="The share of requests, e.g. 0.05; those to MODEL@LABEL never.")
+    store: Literal["none", "features", "text"] = Field(
+        "features",
+        description="What is kept: `features` (figures such as lengths, no text), `text` (redacted prompts and answers "
+        "too), or `none`.",
+    )
+    bytes_max: int = Field(
+        65536, ge=1024, le=1024 * 1024, description="Of a request's body and its answer; the rest is cut off."
+    )
+    redact: tuple[Kind, ...] = Field(KINDS, description="What is replaced in every text before it is kept.")
+    keep_days: float = Field(30.0, gt=0, le=3650)
+    keep_bytes: int = Field(256 * 1024 * 1024, ge=1024 * 1024, description="The oldest samples go first.")
+
+
+class EmbeddingsConfig(Section):
+    """Embeddings of sampled texts, made in a process of their own. They need `samples.store: text` and the extra
+    `embed`."""
+
+    texts_per_minute: int = Field(60, ge=1, le=6000, description="New texts that are embedded at most, on average.")
+    model: str = Field("", description="A folder that sentence-transformers loads; all-MiniLM-L6-v2 where empty.")
+
+
+class WebhookConfig(Section):
+    """Where a `retrain_trigger` goes when drift becomes act, once per episode."""
+
+    url: str
+    secret_env: str = Field("", description="The environment variable whose value signs the body (HMAC-SHA256).")
+    attempts_max: int = Field(6, ge=1, le=20)
+    timeout_s: float = Field(10.0, gt=0, le=120, description="Of one attempt, from connecting to the answer's head.")
+    backoff_s: float = Field(2.0, gt=0, le=600, description="The first wait; doubled each time, with jitter.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url {url!r} must begin with http:// or https://")
+        if "@" in parts.netloc:  # it is shown
+            raise ValueError("the url must not hold a user or a password: sign with `secret_env:`")
+        return url
+
+
+class DriftConfig(Section):
+    """Live drift: windows of sampled traffic against what is pinned with `modelyard drift pin`."""
+
+    every_s: float = Field(300.0, ge=0, description="How often windows are checked; 0 checks only when asked.")
+    window_s: float = Field(86_400.0, gt=0, description="How far back a window reaches; its newest samples count.")
+    window_samples_max: int = Field(1000, ge=50, le=2000, description="Samples of one version in a window.")
+    samples_min: int = Field(200, ge=20, description="On each side, for a feature to be judged.")
+    feedback_min: int = Field(50, ge=20, description="The same for feedback.")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="False discovery rate over the features of a check.")
+    watch: float = Field(0.1, gt=0, description="Effect (PSI beyond its noise) from which drift is `watch`.")
+    act: float = Field(0.25, gt=0, description="Effect from which it is `act`: alert and webhook.")
+    cpu_s: float = Field(60.0, ge=5, description="CPU seconds that one round of checks may take.")
+    languages: bool = Field(
+        False,
+        description="Tell languages apart when samples come in, where no texts are kept: 75 MB in the control plane. "
+        "Where texts are kept it is done anyway, in the checks' own process.",
+    )
+    embeddings: EmbeddingsConfig | None = None
+    webhook: WebhookConfig | None = None
+
+    @model_validator(mode="after")
+    def _act_is_more_than_watch(self) -> DriftConfig:
+        if self.act < self.watch:
+            raise ValueError(f"act {self.act:g} is below watch {self.watch:g}: it is the larger drift")
+        if self.window_samples_max < self.samples_min:
+            raise ValueError("window_samples_max is below samples_min: no window could be judged")
+        return self
+
+
 class ModelConfig(Section):
     """One public model."""
 
@@ -260,6 +335,12 @@ class ModelConfig(Section):
     retry: RetryConfig = RetryConfig()
     admission: AdmissionConfig = AdmissionConfig()
     cache: CacheConfig = CacheConfig()
+    require_gate: str = Field(
+        "",
+        description="A gate policy's name: a route gives a version more traffic only where it has passed that gate "
+        "against the champion (the alias, else the route's first version), or by force.",
+    )
+    samples: SamplesConfig = SamplesConfig()
 
     @field_validator("sticky")
     @classmethod

@@ -115,6 +115,25 @@ api_keys: Final = Table(
     Column("revoked_at", Double),
 )
 
+gate_verdicts: Final = Table(
+    "gate_verdicts",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", _NAME, ForeignKey("models.name"), nullable=False, index=True),
+    Column("policy", _NAME, nullable=False),
+    Column("policy_digest", String(80), nullable=False),
+    Column("baseline", _NAME, nullable=False),
+    Column("baseline_digest", String(80), nullable=False),
+    Column("candidate", _NAME, nullable=False),
+    Column("candidate_digest", String(80), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("suites", JSON, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
 segments: Final = Table(
     "segments",
     metadata,

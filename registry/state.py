@@ -74,6 +74,24 @@ class StateDir:
         return self.root / "requests"
 
     @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def spool(self) -> Path:
+        """Where workers leave sampled requests and feedback for a moment."""
+        return self.samples / "spool"
+
+    @property
+    def drift(self) -> Path:
+        """References of live drift, and what was found."""
+        return self.root / "drift"
+
+    @property
+    def samples_database(self) -> Path:
+        return self.samples / "samples.db"
+
+    @property
     def engines(self) -> Path:
         return self.root / "engines"
 
@@ -83,7 +101,8 @@ class StateDir:
 
     def create(self) -> StateDir:
         """Make the folders, readable by their owner only."""
-        for folder in (self.root, self.artifacts, self.workers, self.requests, self.engines, self.runs):
+        kept = (self.artifacts, self.workers, self.requests, self.samples, self.spool, self.engines, self.runs)
+        for folder in (self.root, *kept):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self
 

@@ -1,6 +1,6 @@
 """Make `.venv` and install one set of requirements into it, with progress; the second time costs nothing.
 
-    python3 requirements/install.py quickstart|dev|bench|hosted|sdks
+    python3 requirements/install.py quickstart|dev|bench|hosted|sdks|inprocess|inprocess-llama
 
 Owns: `.venv`, or what MODELYARD_VENV names. Never: anything outside it; resolving versions (requirements/*.txt say
 them, with hashes).
@@ -28,10 +28,21 @@ INCLUDES = {
     "bench": ("bench",),
     "hosted": ("hosted",),
     "sdks": ("sdks",),
+    "inprocess": ("inprocess",),
+    "inprocess-llama": ("inprocess-llama",),
 }
 """A set of requirements -> the installed sets that hold all of it."""
-ALONE = ("hosted", "sdks")
+ALONE = ("hosted", "sdks", "inprocess", "inprocess-llama")
 """Sets for an environment that modelyard itself is not installed into."""
+COMPILED = {
+    "inprocess-llama": {
+        "CMAKE_GENERATOR": "Ninja",
+        "CMAKE_ARGS": "-DLLAVA_BUILD=OFF -DLLAMA_ALL_WARNINGS=OFF -DCMAKE_PROJECT_INCLUDE=%s"
+        % (ROOT / "requirements" / "llama-cpp.cmake"),
+        "PATH": "%s%s%s" % (VENV / "bin", os.pathsep, os.environ.get("PATH", os.defpath)),
+    }
+}
+"""Sets that are compiled here, with what the compilation is told. What builds them is in the environment already."""
 
 
 def stop(sentence, log=""):
@@ -151,13 +162,15 @@ def install_packages(name, bar):
     """pip's own download lines and then the packages as they appear, as one bar."""
     path = ROOT / "requirements" / ("%s.txt" % name)
     wanted = len(re.findall(r"^\S+==", path.read_text(), re.M))
-    argv = pip("--require-hashes", "--no-deps", "--only-binary", ":all:", "--progress-bar", "off", "-r", str(path))
+    how = ("--no-build-isolation", "--no-binary") if name in COMPILED else ("--only-binary",)
+    argv = pip("--require-hashes", "--no-deps", *how, ":all:", "--progress-bar", "off", "-r", str(path))
+    environment = dict(os.environ, **COMPILED.get(name, {}))
     collected = 0
     with LOG.open("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(argv, cwd=str(ROOT), stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(argv, cwd=str(ROOT), stdout=log, stderr=subprocess.STDOUT, env=environment)
         with ended(process), LOG.open(encoding="utf-8") as lines:
             package = ""
-            putting = False
+            putting = compiling = False
             while process.poll() is None:
                 for line in lines:
                     wanted -= line.startswith("Ignoring ")
@@ -165,11 +178,14 @@ def install_packages(name, bar):
                         collected += 1
                         package = line.split()[1 if line.startswith("C") else 3].split("==")[0]
                     putting = putting or line.startswith("Installing collected")
+                    compiling = compiling or line.startswith("Building wheels")
                 if putting:
                     there = len(list(VENV.glob("lib/python*/site-packages/*.dist-info")))
                     bar.show(
                         "installing", there / max(wanted, there), "%d of %d packages" % (min(there, wanted), wanted)
                     )
+                elif compiling:
+                    bar.show("compiling", 0.5, package)
                 else:
                     bar.show("downloading", collected / max(wanted, 1), "%d of %d  %s" % (collected, wanted, package))
                 time.sleep(0.1)

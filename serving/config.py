@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from registry.config import ModelConfig, Section
+from registry.config import DriftConfig, ModelConfig, Section
 from registry.models import check_name
 from registry.terminal import NotThereError, UserError
 
@@ -101,6 +101,7 @@ class YardConfig(Section):
 
     server: ServerConfig = ServerConfig()
     prices: PricesConfig = PricesConfig()
+    drift: DriftConfig = DriftConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
 
     @field_validator("models")

@@ -1,4 +1,4 @@
-"""What people and programs read: terminal tables (terminal.py) and JSON (document.py).
+"""What people and programs read: tables on a terminal, pages, Markdown, JUnit XML, JSON, CSV and Parquet.
 
-Owns: layout. Never: computing a figure that it shows.
+Owns: layout and wording. Never: computing a figure that it shows.
 """

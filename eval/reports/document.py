@@ -6,18 +6,25 @@ Owns: the names in the JSON. Never: computing what it states.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from eval.assessment import Assessment, Party
 from eval.compare import Comparison
 from eval.performance import Performance
+from eval.reports.words import when
 from eval.results import Run
 from eval.suite import Suite
 from eval.summary import Group
 from eval.verdict import Kind
 from registry.terminal import ExitCode
+
+if TYPE_CHECKING:
+    from eval.reports.gather import ComparisonReport
 
 EXIT: Mapping[Kind, ExitCode] = {
     "better": ExitCode.DONE,
@@ -40,6 +47,27 @@ def of_suite(suite: Suite) -> dict[str, Any]:
     }
 
 
+def of_comparisons(
+    found: Sequence[Assessment],
+    suite: Suite,
+    *,
+    margin: float,
+    alpha: float,
+    seed: int,
+    planned: Sequence[tuple[float, float]],
+    states: Sequence[str],
+    exit_code: int,
+) -> dict[str, Any]:
+    """The one JSON object of `eval compare`; of several candidates, the object of each under `comparisons`."""
+    each = [
+        of_comparison(
+            one, suite, margin=margin, alpha=alpha, seed=seed, planned=planned, states=(states[0], states[1 + index])
+        )
+        for index, one in enumerate(found)
+    ]
+    return each[0] if len(each) == 1 else {"comparisons": each, "exit_code": exit_code}
+
+
 def of_comparison(
     found: Assessment,
     suite: Suite,
@@ -51,10 +79,48 @@ def of_comparison(
     states: tuple[str, str],
 ) -> dict[str, Any]:
     """The one JSON object of `eval compare`."""
+    return _comparison(found, of_suite(suite), margin=margin, alpha=alpha, seed=seed, planned=planned, states=states)
+
+
+def of_report(report: ComparisonReport) -> dict[str, Any]:
+    """The same object, of two runs that were on disk."""
+    info = report.baseline
+    slices = Counter(one.any.slice for one in report.pairs)
+    suite = {
+        "name": info.suite,
+        "version": info.suite_version,
+        "digest": info.key.suite_digest,
+        "source": info.suite_source,
+        "cases": len({one.case for one in report.pairs}),
+        "slices": dict(slices),
+    }
+    settings = report.settings
+    states = tuple(f"on disk since {when(one.finished_at)}" for one in (report.baseline, report.candidate))
+    return _comparison(
+        report.found,
+        suite,
+        margin=settings.margin,
+        alpha=settings.alpha,
+        seed=settings.seed,
+        planned=(),
+        states=(states[0], states[1]),
+    )
+
+
+def _comparison(
+    found: Assessment,
+    suite: Mapping[str, Any],
+    *,
+    margin: float,
+    alpha: float,
+    seed: int,
+    planned: Sequence[tuple[float, float]],
+    states: tuple[str, str],
+) -> dict[str, Any]:
     result = found.result
     value: dict[str, Any] = finite(
         {
-            "suite": of_suite(suite),
+            "suite": suite,
             "alpha": alpha,
             "margin": margin,
             "seed": seed,
@@ -73,6 +139,8 @@ def of_comparison(
             "unpaired": [asdict(one) for one in result.unpaired],
             "drift": asdict(found.drift) if found.drift else None,
             "noise_floor": asdict(found.floor) if found.floor else None,
+            "ratios": [asdict(one) for one in found.ratios],
+            "candidates": found.family,
         }
     )
     return value
@@ -86,7 +154,8 @@ def of_group(group: Comparison) -> dict[str, Any]:
 def of_run(run: Run) -> dict[str, Any]:
     """One line of the list of runs."""
     info, samples = run.info(), run.samples().values()
-    scores = [sample.score for sample in samples if sample.score is not None]
+    scored = [(sample.score, sample.weight) for sample in samples if sample.score is not None]
+    weight = math.fsum(weight for _, weight in scored)
     return {
         "run": run.name,
         "suite": info.suite,
@@ -99,12 +168,14 @@ def of_run(run: Run) -> dict[str, Any]:
         "done": sum(1 for sample in samples if sample.final),
         "planned": info.planned,
         "failed": sum(1 for sample in samples if sample.error),
-        "score": math.fsum(scores) / len(scores) if scores else None,
+        "score": math.fsum(score * weight for score, weight in scored) / weight if weight else None,
         "seed": info.key.seed,
         "repeats": info.key.repeats,
         "twin": info.key.twin,
         "started_at": info.started_at,
         "finished_at": info.finished_at,
+        "cached": sum(1 for sample in samples if sample.cached),
+        "costs": [msgspec.to_builtins(one) for one in info.costs],
     }
 
 
@@ -139,6 +210,7 @@ def _party(party: Party, state: str) -> dict[str, Any]:
         "state": state,
         "performance": asdict(party.performance) | {"busy_s_per_1k": party.performance.busy_s_per_1k},
         "costs": [asdict(cost) for cost in party.costs],
+        "spent": [asdict(cost) for cost in party.spent],
     }
 
 

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from eval.scorers.base import Embed, Scorer, ScorerError, need_text, texts_of
+from eval.scorers.base import EMBED, NO_TOOLS, Answered, Score, Scorer, ScorerError, Tools, need_text, texts_of
 
 
 class EmbeddingSimilarity(Scorer, frozen=True):
     """The cosine between answer and target (the best of several), cut at 0; with `threshold`, 1 from there on."""
 
-    needs_embeddings: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({EMBED})
 
     threshold: float | None = None
 
     def check(self, target: Any) -> None:
         need_text(target, "embedding")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
-        if embed is None:
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
+        if tools.embed is None:
             raise ScorerError("the scorer 'embedding' needs an embedding model: pip install '.[embed]'")
-        vectors = embed([output, *texts_of(target)])
+        vectors = tools.embed([answered.text, *texts_of(target)])
         best = max(0.0, float((vectors[1:] @ vectors[0]).max()))
         if self.threshold is not None:
-            return float(best >= self.threshold)
-        return min(1.0, best)
+            return Score(float(best >= self.threshold), f"cosine {best:.3f}")
+        return Score(min(1.0, best))

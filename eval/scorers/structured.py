@@ -14,12 +14,14 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from eval.scorers.base import Embed, Scorer, ScorerError
+from eval.scorers.base import NO_TOOLS, Answered, Score, Scorer, ScorerError, Tools
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
+
+DETAIL_CHARACTERS: Final = 200
 
 _decoder: Final = json.JSONDecoder(parse_constant=_no_constant)
 
@@ -61,14 +63,14 @@ class Json(Scorer, frozen=True):
         if not isinstance(target, dict | list):
             raise ScorerError("the scorer 'json' needs an object or a list as its target")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
         try:
-            value = find_json(output, strict=self.strict)
-        except NoJsonError:
-            return 0.0
+            value = find_json(answered.text, strict=self.strict)
+        except NoJsonError as error:
+            return Score(0.0, str(error))
         if self.subset and isinstance(value, dict) and isinstance(target, dict):
             value = {key: item for key, item in value.items() if key in target}
-        return float(_same(value, target))
+        return Score(float(same(value, target)))
 
 
 class JsonSchema(Scorer, frozen=True, kw_only=True):
@@ -91,25 +93,26 @@ class JsonSchema(Scorer, frozen=True, kw_only=True):
             except Unresolvable as error:
                 raise ScorerError(f"the option `schema` refers to {reference!r}, which it does not hold") from error
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
         try:
-            value = find_json(output, strict=self.strict)
-        except NoJsonError:
-            return 0.0
+            value = find_json(answered.text, strict=self.strict)
+        except NoJsonError as error:
+            return Score(0.0, str(error))
         try:
-            return float(jsonschema.Draft202012Validator(self.schema).is_valid(value))
+            wrong = next(jsonschema.Draft202012Validator(self.schema).iter_errors(value), None)
         except RecursionError:  # nested deeper than the validator follows
-            return 0.0
+            return Score(0.0, "nested deeper than the schema's validator follows")
+        return Score(1.0) if wrong is None else Score(0.0, f"{wrong.json_path}: {wrong.message[:DETAIL_CHARACTERS]}")
 
 
-def _same(left: Any, right: Any) -> bool:
+def same(left: Any, right: Any) -> bool:
     """Equality of JSON values: true is not 1, 1 is 1.0."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(_same, left, right))
+        return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
 
 

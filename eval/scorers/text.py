@@ -11,7 +11,7 @@ import string
 import unicodedata
 from typing import Any, Final, Literal
 
-from eval.scorers.base import Embed, Scorer, ScorerError, need_text, texts_of
+from eval.scorers.base import NO_TOOLS, Answered, Score, Scorer, ScorerError, Tools, need_text, texts_of
 
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
@@ -44,8 +44,8 @@ class Exact(Scorer, frozen=True):
     def check(self, target: Any) -> None:
         need_text(target, "exact")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
-        return float(output.strip() in [text.strip() for text in texts_of(target)])
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
+        return Score(float(answered.text.strip() in [text.strip() for text in texts_of(target)]))
 
 
 class Normalized(Scorer, frozen=True):
@@ -57,8 +57,8 @@ class Normalized(Scorer, frozen=True):
             if not normalize(text):
                 raise ScorerError(f"nothing is left of the target {text!r} once normalised: use `exact` or `choice`")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
-        return float(normalize(output) in [normalize(text) for text in texts_of(target)])
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
+        return Score(float(normalize(answered.text) in [normalize(text) for text in texts_of(target)]))
 
 
 class Contains(Scorer, frozen=True):
@@ -72,10 +72,11 @@ class Contains(Scorer, frozen=True):
         if not (self.any_of and target is None):
             need_text(target, "contains")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
         flags = 0 if self.case_sensitive else re.IGNORECASE
         accepted = [*self.any_of, *(texts_of(target) if target is not None else [])]
-        return float(any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", output, flags) for text in accepted))
+        found = (text for text in accepted if re.search(rf"(?<!\w){re.escape(text)}(?!\w)", answered.text, flags))
+        return Score(float(next(found, None) is not None))
 
 
 class Regex(Scorer, frozen=True):
@@ -92,8 +93,8 @@ class Regex(Scorer, frozen=True):
         except re.error as error:
             raise ScorerError(f"the pattern {pattern!r} is no regular expression: {error}") from error
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
-        return float(re.search(self.pattern or str(target), output) is not None)
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
+        return Score(float(re.search(self.pattern or str(target), answered.text) is not None))
 
 
 class Numeric(Scorer, frozen=True):
@@ -108,13 +109,13 @@ class Numeric(Scorer, frozen=True):
         if isinstance(target, bool) or not isinstance(target, int | float) or not math.isfinite(target):
             raise ScorerError("the scorer 'numeric' needs a number as its target")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
-        found = numbers(output)
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
+        found = numbers(answered.text)
         if not found:
-            return 0.0
+            return Score(0.0, "no number in the answer")
         value = found[-1] if self.pick == "last" else found[0]
         allowed = self.tolerance * abs(target) if self.relative else self.tolerance
-        return float(abs(value - target) <= allowed)
+        return Score.of(abs(value - target) <= allowed, f"read as {value:g}")
 
 
 class Choice(Scorer, frozen=True, kw_only=True):
@@ -133,8 +134,9 @@ class Choice(Scorer, frozen=True, kw_only=True):
         if target not in tuple(self.choices):
             raise ScorerError(f"the target {target!r} is none of the choices {', '.join(map(repr, self.choices))}")
 
-    def score(self, output: str, target: Any, embed: Embed | None = None) -> float:
-        return float(self.chosen(output) == target)
+    def score(self, answered: Answered, target: Any, tools: Tools = NO_TOOLS) -> Score:
+        chosen = self.chosen(answered.text)
+        return Score.of(chosen == target, "no choice is named" if chosen is None else f"read as {chosen!r}")
 
     def chosen(self, output: str) -> str | None:
         """The choice named first (its label where it has one); of two that start together, the longer."""

@@ -20,7 +20,20 @@ from registry.terminal import NotThereError, UserError
 
 START = "start one with `modelyard up configs/quickstart.yaml`"
 PATHS = frozenset(
-    {"models", "versions", "aliases", "route", "history", "rollback", "retire", "engines", "log", "workers", "restart"}
+    {
+        "models",
+        "versions",
+        "aliases",
+        "route",
+        "history",
+        "rollback",
+        "retire",
+        "engines",
+        "log",
+        "workers",
+        "restart",
+        "gates",
+    }
 )
 """Parts of paths that name nothing."""
 

@@ -88,7 +88,9 @@ def shadow_text(shadow: dict[str, Any]) -> str:
 def set_route(
     model: Model,
     weights: Annotated[list[str], typer.Argument(metavar="LABEL=WEIGHT", help="Basis points summing to 10000.")],
-    force: Annotated[bool, typer.Option("--force", help="Also towards a version that has no ready engine.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also without a ready engine, or past a required gate (audited).")
+    ] = False,
     as_json: Json = False,
     admin_url: AdminUrl = None,
     state_dir: StateDirectory = None,

@@ -91,6 +91,10 @@ def views(found: dict[str, Any]) -> list[RenderableType]:
     parts += [_model(model) for model in found["models"]]
     if found["engines"]:
         parts.append(_engines(found["engines"]))
+    if drifts := found.get("drift"):
+        from serving.commands.drift import status_line  # noqa: PLC0415 - for those who watch
+
+        parts.append("\n".join(map(status_line, drifts)))
     parts += [f"[yellow]! {render.escaped(problem)}[/]" for problem in found.get("problems", [])]
     return parts
 

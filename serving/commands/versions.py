@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 app = group("Register, list, show and retire versions.")
 Ref = Annotated[str, typer.Argument(metavar="MODEL@LABEL", help="A version, e.g. assistant@v2.")]
 FETCH_TIMEOUT_S = 3600.0
+GATES_SHOWN = 5
+"""Of a version: its newest verdicts."""
 
 
 def split_ref(ref: str) -> tuple[str, str]:
@@ -140,11 +142,19 @@ def show(ref: Ref, as_json: Json = False, admin_url: AdminUrl = None, state_dir:
       modelyard versions show assistant@champion --json
     """
     model, label = split_ref(ref)
-    found = AdminClient.find(admin_url, state_dir).get("models", model, "versions", label)
-    terminal.print_json(found) if as_json else render.show(*_description(found))
+    client = AdminClient.find(admin_url, state_dir)
+    found = client.get("models", model, "versions", label)
+    gates = client.get("models", model, "gates", candidate=found["label"], limit=GATES_SHOWN)
+    terminal.print_json(found | {"gates": gates}) if as_json else render.show(*_description(found, gates))
 
 
-def _description(found: dict[str, Any]) -> list[RenderableType]:
+def _gate_text(gate: dict[str, Any]) -> str:
+    """A verdict in a line."""
+    moment, by = render.moment(gate["created_at"]), render.escaped(gate["author"])
+    return f"{gate['policy']}: {gate['verdict']} against {gate['baseline']}, {moment} by {by}"
+
+
+def _description(found: dict[str, Any], gates: list[dict[str, Any]]) -> list[RenderableType]:
     manifest = found["manifest"]
     rows = [
         ("digest", found["digest"]),
@@ -155,6 +165,7 @@ def _description(found: dict[str, Any]) -> list[RenderableType]:
         ("environment", render.brief(manifest.get("environment", {}))),
         ("registered", f"{render.moment(found['created_at'])} by {render.escaped(found['author'])}"),
     ]
+    rows += [("gate" if index == 0 else "", _gate_text(gate)) for index, gate in enumerate(gates)]
     rows += [("licence", manifest["licence"])] if manifest.get("licence") else []
     rows += [(name.replace("_", " "), render.brief(value)) for name, value in manifest.get("lineage", {}).items()]
     for one in manifest.get("artifacts", ()):

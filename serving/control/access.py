@@ -31,6 +31,8 @@ TOKEN_BYTES: Final = 32
 TOKEN_LENGTH_MIN: Final = 32
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN_PATHS: Final = frozenset({"/health"})
+PRIVATE_PATHS: Final = ("/admin/v1/samples", "/admin/v1/feedback", "/admin/v1/drift")
+"""What clients wrote: even reading needs a credential there."""
 ADMIN_SCOPE: Final = "admin"
 
 
@@ -90,7 +92,8 @@ class Access:
     """Who may call the admin API.
 
     1. A change needs the admin token or an API key with the scope `admin`.
-    2. So does every request but `/health` where the API is bound to other than loopback.
+    2. So does reading what clients wrote.
+    3. So does every request but `/health` where the API is bound to other than loopback.
 
     `keys` gives the keys in force; `clock` is the time of day.
     """
@@ -109,7 +112,8 @@ class Access:
         return self._is_public
 
     def needs_credential(self, method: str, path: str) -> bool:
-        return path not in OPEN_PATHS and (self._is_public or method not in SAFE_METHODS)
+        private = path.startswith(PRIVATE_PATHS)
+        return path not in OPEN_PATHS and (self._is_public or private or method not in SAFE_METHODS)
 
     def check(self, method: str, path: str, headers: Mapping[bytes, str]) -> str:
         """The id of the key that a request was made with, "" where it was none. Raises ApiError (401, 403)."""

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from prometheus_client import CollectorRegistry
 
 from monitoring.cost import Prices, TokenPrice
-from monitoring.metrics import EngineState, LedgerState, Metrics, Snapshot, WorkerState
+from monitoring.drift_watch_metrics import DriftState
+from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import Sampler
 from monitoring.settle import view
@@ -46,6 +47,7 @@ class Live:
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)
     generation: int = 0
+    drift: DriftState = field(default_factory=DriftState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Accounts:
         prices: Callable[[], Prices],
         live: Callable[[], Live],
         token_prices: Callable[[], Mapping[str, TokenPrice]] = dict,
+        sample_counts: Callable[[], SampleCounts] = SampleCounts,
         version: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +93,8 @@ class Accounts:
         self._prices = prices
         self._live = live
         self._token_prices = token_prices
+        self._sample_counts = sample_counts
+        self._samples = SampleCounts()
         self._clock = clock
         self._window = RecentWindow()
         self._arrived: list[RequestRecord] = []
@@ -142,6 +147,7 @@ class Accounts:
         """What Prometheus reads now. Where the ledger cannot be read, its totals are the last ones known."""
         try:
             await self._catch_up()
+            self._samples = await asyncio.to_thread(self._sample_counts)
         except (RegistryError, OSError):
             log.exception("the totals could not be read; a scrape shows those read last")
         now = self._clock()
@@ -205,11 +211,13 @@ class Accounts:
                 queues=_queues(self._workers.statuses()),
                 revisions=live.revisions,
                 generation=live.generation,
+                drift=live.drift,
                 rates=self._rates,
                 devices=self.sampler.latest(),
                 engine_memory=self.sampler.engine_memory(),
                 sampler=self.sampler.status(),
                 statement=figures.statement,
+                samples=self._samples,
                 ledger=LedgerState(max(0.0, now - figures.at), max(0.0, now - figures.watermark)),
             )
         )
@@ -233,4 +241,5 @@ def _worker_state(status: WorkerStatus) -> WorkerState:
         connections=stats.connections if stats else 0,
         loop_lag_s=stats.loop_lag_s if stats else 0.0,
         generation=status.generation,
+        samples_lost=stats.samples_lost if stats else 0,
     )

@@ -28,6 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monitoring.drift_watch import DriftWatch
 from monitoring.statement import Statement
 from registry.certificates import is_loopback
 from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
@@ -39,6 +40,7 @@ from serving.control.admin_models import Health, Readiness, Restart, Status
 from serving.control.apply import RefusedError
 from serving.control.changes import Changes
 from serving.control.plan import Plan
+from serving.control.samples import Samples
 from serving.errors import ApiError, envelope
 
 log = logging.getLogger("modelyard.admin")
@@ -96,6 +98,10 @@ class Control(Protocol):
     def registry(self) -> Registry: ...
     @property
     def changes(self) -> Changes: ...
+    @property
+    def samples(self) -> Samples: ...
+    @property
+    def drift(self) -> DriftWatch: ...
 
     async def scrape(self) -> CollectorRegistry: ...
 
@@ -118,6 +124,9 @@ class Control(Protocol):
 
 def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
+    from serving.control.admin_drift import drift_routes  # noqa: PLC0415 - as below
+    from serving.control.admin_feedback import feedback_routes  # noqa: PLC0415 - as below
+    from serving.control.admin_gates import gate_routes  # noqa: PLC0415 - as below
     from serving.control.admin_keys import key_routes  # noqa: PLC0415 - as below
     from serving.control.admin_live import live_routes  # noqa: PLC0415 - they import this module's dependencies
     from serving.control.admin_registry import registry_routes  # noqa: PLC0415
@@ -134,6 +143,9 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     app.include_router(registry_routes(control), prefix="/admin/v1")
     app.include_router(live_routes(control), prefix="/admin/v1")
     app.include_router(key_routes(control), prefix="/admin/v1")
+    app.include_router(gate_routes(control), prefix="/admin/v1")
+    app.include_router(feedback_routes(control), prefix="/admin/v1")
+    app.include_router(drift_routes(control), prefix="/admin/v1")
     _handle_errors(app)
 
     @app.get("/health", summary="Whether the control plane answers", tags=["monitoring"])

@@ -121,6 +121,22 @@ class DeviceView(Shape):
     temperature_c: float | None
 
 
+class DriftLine(Shape):
+    """The latest check of one version's traffic against its model's reference."""
+
+    model: str
+    version: str
+    verdict: str
+    """`none`, `watch`, `act` or `inconclusive`."""
+    kinds: dict[str, str]
+    """`data`, `output`, `concept` -> verdict."""
+    features: list[str]
+    """Those whose verdict is act."""
+    needed: int
+    """About how many more samples make a verdict, where it is inconclusive."""
+    at: float
+
+
 class Status(Shape):
     generation: int
     uptime_s: float
@@ -133,6 +149,7 @@ class Status(Shape):
     workers: list[WorkerView]
     device: DeviceView | None
     devices: list[DeviceView]
+    drift: list[DriftLine]
     problems: list[str]
     """What an operator should know: segments set aside, engines that failed, records lost."""
 
@@ -356,7 +373,9 @@ class Restart(Shape):
 
 class SetRoute(Shape):
     weights: dict[str, int] = Field(description="Label -> basis points, summing to 10000.")
-    force: bool = Field(default=False, description="Also give traffic to a version without a ready engine.")
+    force: bool = Field(
+        default=False, description="Also to a version without a ready engine, or past the gate that the model requires."
+    )
 
 
 class Rollback(Shape):

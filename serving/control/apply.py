@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from registry.artifacts import ArtifactStore, Progress
-from registry.config import ModelConfig, VersionConfig
+from registry.config import ModelConfig, SamplesConfig, VersionConfig
 from registry.manifest import Manifest, digest
-from registry.models import Route, RouteSegment, ShadowArm, VersionRef
+from registry.models import BUCKETS, Route, RouteSegment, ShadowArm, VersionRef
 from registry.store import Registry
 from registry.terminal import NotThereError, UserError
 from serving.config import ServerConfig, YardConfig
@@ -25,7 +25,7 @@ from serving.control.resolve import Resolver
 from serving.engines.base import EngineVersion, kind
 from serving.engines.hosted_wire import passage
 from serving.router.split import allocate
-from serving.router.table import Admission, Cache, Limits, Retry, Timeouts, Tracing
+from serving.router.table import Admission, Cache, Limits, Retry, Samples, Timeouts, Tracing
 
 
 class RefusedError(UserError):
@@ -229,12 +229,20 @@ def traits_of(config: YardConfig) -> dict[str, ModelTraits]:
             retry=Retry(**model.retry.model_dump()),
             admission=Admission(**model.admission.model_dump()),
             cache=Cache(**model.cache.model_dump()),
+            samples=_samples(model.samples),
             larger_context=model.larger_context,
             equivalent=model.equivalent,
             affinity=model.affinity,
         )
         for name, model in config.models.items()
     }
+
+
+def _samples(wanted: SamplesConfig) -> Samples:
+    """What a worker needs to know of it: a rate above 0 is one basis point at least."""
+    if not wanted.rate or wanted.store == "none":
+        return Samples()
+    return Samples(share=max(1, round(wanted.rate * BUCKETS)), bytes_max=wanted.bytes_max)
 
 
 def tracing_of(server: ServerConfig) -> Tracing | None:

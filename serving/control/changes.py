@@ -19,6 +19,7 @@ from registry.keys import ApiKey, KeyTerms
 from registry.models import BUCKETS, Alias, Allocation, Route, Version, VersionRef, check_weights
 from registry.store import Registry
 from registry.terminal import UserError
+from registry.verdicts import Verdicts
 from serving.control import snapshot
 from serving.control.plan import Draft
 from serving.control.publish import RunningReplica
@@ -26,6 +27,9 @@ from serving.control.publisher import Publisher
 from serving.control.resolve import Environment, Resolver
 from serving.control.workers import Published
 from serving.router.split import allocate
+
+CHAMPION = "champion"
+"""The alias of the version that others have to measure up to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Changes:
     """Every method is atomic in the registry and audited there; routes and aliases are in force when it returns.
 
     `declared` says whether the configuration in force has a version (model, label), `declared_url` whether it names an
-    engine at a URL.
+    engine at a URL, `required_gate` which policy a version of a model must have passed ("" for none).
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Changes:
         environment: Environment,
         declared: Callable[[str, str], bool],
         declared_url: Callable[[str], bool],
+        required_gate: Callable[[str], str] = lambda model: "",
         progress: Callable[[], Progress] = NoProgress,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -69,22 +74,35 @@ class Changes:
         self._environment = environment
         self._declared = declared
         self._declared_url = declared_url
+        self._required_gate = required_gate
         self._progress = progress
         self._clock = clock
         self.lock = asyncio.Lock()
         """Held while traffic changes; an apply holds it while what is declared changes."""
 
     async def set_route(self, model: str, weights: Mapping[str, int], *, actor: str, force: bool = False) -> Changed:
-        """Divide the model's traffic anew. Raises NotFoundError, ConflictError, or ValueError for unusable weights."""
+        """Divide the model's traffic anew. Raises NotFoundError, ConflictError, or ValueError for unusable weights.
+
+        Past a required gate by force, the audit calls it `route.forced`.
+        """
         started = time.perf_counter()
         async with self.lock:
             before = await asyncio.to_thread(self.route, model)
             ordered = in_order(check_weights(weights), before.weights)
             if not force:
                 self._check_ready(model, ordered, before.weights)
+            ungated = await asyncio.to_thread(self._ungated, model, ordered, before.weights)
+            if ungated and not force:
+                raise ConflictError(ungated, remedy="run `modelyard eval gate`, or force it")
             allocation = allocate(ordered, before.allocation)
             route = await asyncio.to_thread(
-                self._registry.set_route, model, ordered, allocation, actor=actor, at=self._clock()
+                self._registry.set_route,
+                model,
+                ordered,
+                allocation,
+                actor=actor,
+                at=self._clock(),
+                action="route.forced" if ungated else "route.set",
             )
             return await self._published(route, before, started)
 
@@ -212,6 +230,21 @@ class Changes:
                     f"{model}@{label} has no ready engine ({why})",
                     remedy="start one (`modelyard apply`), wait for it, or force it",
                 )
+
+    def _ungated(self, model: str, weights: Mapping[str, int], before: Mapping[str, int]) -> str:
+        """Why a version that would get more traffic may not have it by the model's required gate; "" where it may."""
+        policy = self._required_gate(model)
+        if not policy:
+            return ""
+        aliases = {alias.name: alias.label for alias in self._registry.aliases(model)}
+        champion = aliases.get(CHAMPION) or next((label for label, weight in before.items() if weight), "")
+        verdicts = Verdicts(self._registry.engine)
+        for label, weight in weights.items():
+            if champion and weight > before.get(label, 0):
+                lacking = verdicts.lacking(model, policy, baseline=champion, candidate=label)
+                if lacking:
+                    return f"{model}@{label} may not have more traffic: {lacking}"
+        return ""
 
     async def _published(self, route: Route, before: Route, started: float) -> Changed:
         published = await self._publisher.publish()

@@ -17,6 +17,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from monitoring.drift_watch import DriftWatch
 from monitoring.sampler import Sampler
 from monitoring.statement import Statement
 from registry.errors import ConflictError, NotFoundError
@@ -33,8 +34,10 @@ from serving.control.health import readiness
 from serving.control.outlets import Outlets
 from serving.control.plan import Plan
 from serving.control.publisher import Publisher
+from serving.control.samples import Samples
 from serving.control.status import (
     device_view,
+    drift_lines,
     inflight_of,
     model_statuses,
     replica_view,
@@ -66,6 +69,8 @@ class Parts:
     sampler: Sampler
     accounts: Accounts
     outlets: Outlets
+    samples: Samples
+    drift: DriftWatch
 
 
 class Desk:
@@ -87,6 +92,14 @@ class Desk:
     @property
     def changes(self) -> Changes:
         return self._parts.changes
+
+    @property
+    def samples(self) -> Samples:
+        return self._parts.samples
+
+    @property
+    def drift(self) -> DriftWatch:
+        return self._parts.drift
 
     async def scrape(self) -> CollectorRegistry:
         return await self._parts.accounts.scrape()
@@ -134,12 +147,14 @@ class Desk:
             workers=[worker_view(one) for one in workers],
             device=devices[0] if devices else None,
             devices=devices,
+            drift=drift_lines(self._parts.drift.board.drifts),
             problems=[
                 *self._parts.accounts.problems(),
                 *(f"{one.id} failed: {one.last_error}" for one in replicas if one.state == "failed"),
                 *(f"worker {name} could not write {count} records" for name, count in lost.items()),
                 *(f"{one.name}: {one.detail}" for one in away if one.name in TOLD),
                 *(f"the certificate in use stays: {problem}" for problem in tls_problems(workers)),
+                *([f"live drift is not checked: {problem}"] if (problem := self._parts.drift.problem) else []),
             ],
         )
 

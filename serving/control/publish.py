@@ -30,6 +30,7 @@ from serving.router.table import (
     Replica,
     ReplicaState,
     Retry,
+    Samples,
     Segment,
     Shadow,
     Table,
@@ -67,6 +68,7 @@ class ModelTraits:
     retry: Retry = field(default_factory=Retry)
     admission: Admission = field(default_factory=Admission)
     cache: Cache = field(default_factory=Cache)
+    samples: Samples = field(default_factory=Samples)
     larger_context: tuple[str, ...] = ()
     equivalent: tuple[tuple[str, ...], ...] = ()
     affinity: bool = True
@@ -150,6 +152,7 @@ def _model(
         retry=traits.retry,
         admission=traits.admission,
         cache=traits.cache,
+        samples=traits.samples,
         larger_context=tuple(label for label in traits.larger_context if label in versions),
         equivalent=traits.equivalent,
         segments=tuple(_segment(one) for one in route.segments) if route else (),

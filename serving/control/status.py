@@ -15,8 +15,9 @@ from monitoring.cost import UnitCost
 from monitoring.devices import DeviceReading
 from monitoring.recent import FAULTS, VersionRates
 from monitoring.statement import Statement, Usage
+from monitoring.windows import Drift
 from registry.models import Version
-from serving.control.admin_models import DeviceView, ModelStatus, ReplicaView, VersionStatus, WorkerView
+from serving.control.admin_models import DeviceView, DriftLine, ModelStatus, ReplicaView, VersionStatus, WorkerView
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 from serving.control.workers import WorkerStatus
 from serving.engines.replica import ReplicaStatus
@@ -83,6 +84,22 @@ def worker_view(status: WorkerStatus) -> WorkerView:
         loop_lag_s=stats.loop_lag_s if stats else 0.0,
         records_lost=stats.records_lost if stats else 0,
     )
+
+
+def drift_lines(drifts: Iterable[Drift]) -> list[DriftLine]:
+    """The latest check of each version that is watched."""
+    return [
+        DriftLine(
+            model=one.model,
+            version=one.version,
+            verdict=one.verdict,
+            kinds=dict(one.kinds),
+            features=[feature.feature for feature in one.features if feature.verdict == "act"],
+            needed=one.needed,
+            at=one.at,
+        )
+        for one in drifts
+    ]
 
 
 def device_view(reading: DeviceReading) -> DeviceView:

@@ -127,12 +127,14 @@ class Workers:
         on_failure: Callable[[Failure], None],
         rng: random.Random,
         command: Sequence[str] = (sys.executable, "-m", "serving.router.worker"),
+        samples: Path | None = None,
     ) -> None:
         self._root = root
         self._segments = segments
         self._on_failure = on_failure
         self._rng = rng
         self._command = tuple(command)
+        self._samples = samples
         self._workers: dict[str, Worker] = {}
         self._table: Table | None = None
         self._is_over = False
@@ -404,6 +406,8 @@ class Workers:
             arguments += ("--take", str(handover_path(giver.socket)))
         if worker.tls:
             arguments += ("--tls-certificate", worker.tls[0], "--tls-key", worker.tls[1])
+        if self._samples is not None:
+            arguments += ("--samples", str(self._samples))
         counters = ("--counters", str(self._root / COUNTERS))
         places = (*counters, "--socket", str(worker.socket), "--segments", str(self._segments))
         with path.open("ab") as output:

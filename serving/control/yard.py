@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.cost import Prices, TokenPrice
+from monitoring.drift_watch import DriftWatch
 from monitoring.gpu import open_reader
+from monitoring.live_drift_languages import languages
 from monitoring.metrics import EngineState as EngineGauge
 from monitoring.sampler import Sampler
 from monitoring.settle import HELD
 from registry.artifacts import ArtifactStore, NoProgress
 from registry.errors import NotFoundError, RegistryError
 from registry.ledger import Ledger
+from registry.sample_store import SampleStore
 from registry.state import StateDir, YardInfo
 from registry.store import Registry
 from registry.terminal import NotThereError, UserError
@@ -48,6 +51,7 @@ from serving.control.lock import YardLock
 from serving.control.outlets import Outlets
 from serving.control.publish import Generations
 from serving.control.publisher import Publisher
+from serving.control.samples import Samples
 from serving.control.status import inflight_of, tls_problems
 from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
 from serving.control.worker_process import check_port_free
@@ -122,7 +126,13 @@ class Yard:
         registry = await asyncio.to_thread(Registry.open, self.state.database)
         self._stack.callback(registry.close)
         self._registered = snapshot.Follower(registry)
-        workers = Workers(self.state.workers, self.state.requests, on_failure=self._engine_failed, rng=self._rng)
+        workers = Workers(
+            self.state.workers,
+            self.state.requests,
+            on_failure=self._engine_failed,
+            rng=self._rng,
+            samples=self.state.spool,
+        )
         supervisor = Supervisor(self.state.engines, on_change=self._engines_changed)
         store = ArtifactStore(self.state.artifacts)
         publisher = Publisher(
@@ -140,6 +150,7 @@ class Yard:
             environment=engine_environment(self._path.parent),
             declared=self._declares,
             declared_url=self._declares_url,
+            required_gate=self._required_gate,
             progress=lambda: Haltable(NoProgress(), self._halt),
         )
         sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
@@ -156,10 +167,32 @@ class Yard:
             sampler=sampler,
             accounts=accounts,
             outlets=self._outlets,
+            samples=self._samples,
+            drift=self._drift_watch(),
         )
         self.desk = Desk(
             self.parts, lambda: self._info, requests=self.state.requests, certificate_changed=self._shows_certificate
         )
+
+    def _drift_watch(self) -> DriftWatch:
+        return DriftWatch(
+            self.state.drift,
+            self.state.samples_database,
+            self.state.runs,
+            config=lambda: self.parts.config.drift,
+            versions=self._served_labels,
+            link=lambda model: f"{self._info.admin_url}/admin/v1/drift?model={model}",
+            rng=self._rng,
+        )
+
+    def _served_labels(self) -> dict[str, list[str]]:
+        """Labels of every served model's versions that are not retired."""
+        known = self._registered.current
+        return {
+            name: [label for label, version in known[name].versions.items() if version.retired_at is None]
+            for name in self.parts.config.models
+            if name in known
+        }
 
     async def _open_books(self, ledger: Ledger, workers: Workers) -> tuple[Sampler, Accounts]:
         reader, why = await asyncio.to_thread(open_reader)
@@ -170,9 +203,21 @@ class Yard:
         self._outlets = Outlets(self.state.root, version=_own_version())
         self._stack.push_async_callback(asyncio.to_thread, self._outlets.close)
 
+        store = await asyncio.to_thread(SampleStore.open, self.state.samples_database)
+        self._stack.callback(store.close)
+        self._samples = Samples(
+            self.state.spool,
+            store,
+            models=lambda: {name: model.samples for name, model in self.parts.config.models.items()},
+            digest_of=self._digest_of,
+            requests=self.state.requests,
+            language=await asyncio.to_thread(languages) if self._config.drift.languages else None,
+        )
+
         def collect(records: Sequence[RequestRecord]) -> None:
             accounts.collect(records)
             self._outlets.take(records)
+            self._samples.collect(records)
 
         ingest = await asyncio.to_thread(
             lambda: Ingest(self.state.requests, ledger, device_of=self._device_of, on_records=collect, meter=sampler)
@@ -185,6 +230,7 @@ class Yard:
             prices=lambda: Prices(**self.parts.config.prices.model_dump()),
             live=self._live,
             token_prices=lambda: self._token_prices,
+            sample_counts=self._samples.counts,
             version=_own_version(),
         )
         return sampler, accounts
@@ -222,6 +268,8 @@ class Yard:
         await self._admin.start()
         self.parts.sampler.start()
         self.spawn(self._pulse())
+        self.spawn(self._take_samples())
+        self.spawn(self.parts.drift.run())
         self.spawn(self.parts.publisher.run())
         url = f"{'https' if server.tls else 'http'}://{_shown(server.host)}:{self.parts.workers.port}"
         admin_url = f"http://{_shown(server.admin_host)}:{listener.getsockname()[1]}"
@@ -304,6 +352,7 @@ class Yard:
         await asyncio.to_thread(self.parts.sampler.stop)
         try:
             await self.parts.accounts.step(settle_now=True)
+            await asyncio.to_thread(self._samples.step)
         except (RegistryError, OSError):
             log.exception("the last requests are not counted yet; the next start counts them")
         self.state.yard_json.unlink(missing_ok=True)
@@ -319,6 +368,16 @@ class Yard:
                 await self.parts.accounts.step()
             except Exception:
                 log.exception("a pulse failed; trying again")
+
+    async def _take_samples(self) -> None:
+        """Take in what the workers sampled, beside the pulse: reading texts takes longer than counting."""
+        while True:
+            more = False
+            try:
+                more = (await asyncio.to_thread(self._samples.step)).more
+            except Exception:
+                log.exception("samples were not taken in; trying again")
+            await asyncio.sleep(0 if more else PULSE_S)
 
     async def _look(self) -> None:
         """Note what is registered, for the books: whose engines are not ours."""
@@ -364,6 +423,7 @@ class Yard:
             },
             revisions={model.name: model.route.revision for model in served if model.route},
             generation=table.generation if table else 0,
+            drift=self.parts.drift.state(),
         )
 
     def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
@@ -399,10 +459,21 @@ class Yard:
         found = self.parts.config.models.get(model)
         return found is not None and label in found.versions
 
+    def _required_gate(self, model: str) -> str:
+        """The gate policy that the configuration in force requires of the model's versions; "" for none."""
+        found = self.parts.config.models.get(model)
+        return found.require_gate if found is not None else ""
+
     def _declares_url(self, url: str) -> bool:
         """Whether the configuration in force names an engine at this URL."""
         models = self.parts.config.models.values()
         return any(version.url == url for model in models for version in model.versions.values())
+
+    def _digest_of(self, model: str, label: str) -> str:
+        """A version's digest; "" where it is not registered."""
+        found = self._registered.current.get(model)
+        version = found.versions.get(label) if found is not None else None
+        return version.digest if version is not None else ""
 
     def _device_of(self, replica: str) -> str | None:
         """The device whose time a replica's requests took; None for an engine that somebody else runs."""

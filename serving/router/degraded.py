@@ -1,8 +1,8 @@
 """Degraded answers: an answer is kept while it passes, and given again, marked, where no engine can answer.
 
-Owns: the copy of an answer's bytes on their way to the client, and the head of a degraded answer. Never: deciding that
-no engine can answer (the exchange does), what qualifies and for how long it is kept (the cache does). Where no model
-has a cache nothing here runs.
+Owns: the copy of an answer's bytes on their way to the client (samples are made of it too), and the head of a degraded
+answer. Never: deciding that no engine can answer (the exchange does), what qualifies and for how long it is kept (the
+cache does). Where no model has a cache and nothing is sampled nothing here runs.
 """
 
 from __future__ import annotations
@@ -27,33 +27,42 @@ COPY_BYTES_MAX: Final = 4 * 1024 * 1024
 class CopiedAnswer(Answer):
     """An answer that is remembered as it was given."""
 
-    __slots__ = ("_content_type", "_copied", "_copied_bytes")
+    __slots__ = ("_copied", "_copied_bytes", "_is_cut", "content_type", "copy_bytes_max")
 
     def remember(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Begin the copy, once the answer's head is known and before any of its body is."""
         self._copied: list[bytes] | None = []
         self._copied_bytes = 0
-        self._content_type = b"application/json"
+        self._is_cut = False
+        self.content_type = b"application/json"
+        self.copy_bytes_max = COPY_BYTES_MAX
+        """What follows the first so many bytes is not copied."""
         for name, value in headers:
             if name == b"content-type":
-                self._content_type = value
+                self.content_type = value
             elif name == b"content-encoding":
                 self._copied = None  # not every client could read it
 
     def _forward(self, data: bytes) -> None:
         if self._copied is not None:
-            self._copied_bytes += len(data)
-            if self._copied_bytes <= COPY_BYTES_MAX:
+            if self._copied_bytes + len(data) <= self.copy_bytes_max:
                 self._copied.append(data)
-            else:
-                self._copied = None
+                self._copied_bytes += len(data)
+            elif not self._is_cut:
+                self._is_cut = True
+                self._copied.append(data[: self.copy_bytes_max - self._copied_bytes])
+                self._copied_bytes = self.copy_bytes_max
         super()._forward(data)
 
     def keep(self, cache: AnswerCache, key: bytes, now: float) -> None:
         """The answer is complete: keep it, if it is one that may be given again."""
-        if self._copied is not None and self._record.status == 200:
-            body, self._copied = b"".join(self._copied), None
-            cache.put(key, Kept(self._content_type, body, self._record.version, now))
+        if self._copied is not None and not self._is_cut and self._record.status == 200:
+            cache.put(key, Kept(self.content_type, b"".join(self._copied), self._record.version, now))
+
+    def beginning(self, bytes_max: int) -> tuple[bytes, bool]:
+        """The first bytes of what the client got, and whether there were more; none of what is encoded."""
+        body = b"".join(self._copied or ())
+        return body[:bytes_max], self._is_cut or len(body) > bytes_max
 
 
 def caches_of(models: Mapping[str, ModelState], known: Mapping[str, AnswerCache]) -> dict[str, AnswerCache]:

@@ -30,6 +30,7 @@ from serving.router.upstream import Backend
 if TYPE_CHECKING:
     from serving.router.http1 import Client, Request
     from serving.router.router import Router
+    from serving.router.sampling import Sampling
     from serving.router.upstream import Receiver
 
 NOT_IMPLEMENTED: Final = 501
@@ -49,6 +50,7 @@ class Exchange:
     __slots__ = (
         "_answer",
         "_cache_key",
+        "_copies",
         "_failed",
         "_hold",
         "_last_error",
@@ -56,6 +58,7 @@ class Exchange:
         "_plan",
         "_refused",
         "_router",
+        "_sampling",
         "_started",
         "_target",
         "_uncopied",
@@ -83,6 +86,10 @@ class Exchange:
         self._uncopied = False
         self._cache_key: bytes | None = None
         """Names the request among kept answers; None where its answer is not one to keep."""
+        self._sampling: Sampling | None = None
+        """Who keeps this request as a sample; None for most."""
+        self._copies = False
+        """Whether the answer is copied while it passes: to be kept, or as part of a sample."""
         self._last_error: ApiError | None = None
         self.permit: Permit | None = None
         """What it holds of its key's limits and its model's queue; None where nothing limits it."""
@@ -129,6 +136,11 @@ class Exchange:
         target.model.budget.deposit()
         if target.model.cache is not None:
             self._cache_key = cache.key_of(self.request.endpoint, self.request.body, self.record.key_id)
+            self._copies = self._cache_key is not None
+        samples = target.model.samples
+        if samples is not None and target.pinned is None and samples.wants(self.record.request_id):
+            self._sampling = samples
+            self._copies = True
         self._uncopied = bool(target.model.shadows) and target.pinned is None
         attempts_max = target.model.config.retry.attempts_max
         self._plan = Plan(chain(target, label), attempts_max, router.choose, self.request)
@@ -174,7 +186,7 @@ class Exchange:
             return
         record = self.record
         record.status = status
-        self._answer = (Answer if self._cache_key is None else degraded.CopiedAnswer)(
+        self._answer = (degraded.CopiedAnswer if self._copies else Answer)(
             self.client,
             self.request,
             record,
@@ -188,6 +200,8 @@ class Exchange:
         )
         if isinstance(self._answer, degraded.CopiedAnswer):
             self._answer.remember(headers)
+            if self._sampling is not None and self._cache_key is None:
+                self._answer.copy_bytes_max = self._sampling.bytes_max
 
     def _refuses(self, status: int, headers: list[tuple[bytes, bytes]]) -> bool:
         """An engine's own error, before any content. Returns whether that was the end of its answer."""
@@ -525,6 +539,8 @@ class Exchange:
         if permit is not None:
             permit.release()
         self._router.account(self)
+        if self._sampling is not None:
+            self._sampling.take(record, self.request, self._answer)
         self.client.exchange_ended(self)
 
     # --- small steps ---

@@ -87,6 +87,10 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     out."""
     cut_off: int = 0
     """Requests that a drain's deadline ended."""
+    samples_taken: int = 0
+    """Samples and pieces of feedback that were handed on since the worker started."""
+    samples_lost: int = 0
+    """Those that were dropped: the control plane was too far behind, or the disk full."""
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):

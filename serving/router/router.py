@@ -14,7 +14,7 @@ from typing import Any, Final
 from registry.models import BUCKETS
 from registry.usage import RequestRecord
 from serving.errors import ApiError
-from serving.router import openai_wire, readiness
+from serving.router import feedback, openai_wire, readiness, sampling
 from serving.router.account import SegmentWriter
 from serving.router.affinity import ANCHORS, Prefixes, fingerprints
 from serving.router.cache import AnswerCache
@@ -53,6 +53,7 @@ class Router:
         rng: random.Random,
         report: Callable[[Up], None],
         counters: Counters | None = None,
+        spool: sampling.Spool | None = None,
     ) -> None:
         self.worker = worker
         self.now = now
@@ -66,6 +67,7 @@ class Router:
         """Set while draining once nothing is in flight and every client has gone."""
         self._loop = loop
         self._segments = segments
+        self._spool = spool
         self._rng = rng
         self._report = report
         self._clients: set[Client] = set()
@@ -112,6 +114,7 @@ class Router:
         snapshot = Snapshot(table, backends, self._tallies, self._budgets, self.now())
         self.shadows.attach(snapshot)
         self._caches = caches_of(snapshot.models, self._caches)
+        sampling.attach(snapshot.models.values(), self._spool)
         self.snapshot = snapshot
         return Applied(table.generation)
 
@@ -136,6 +139,8 @@ class Router:
             loop_lag_s=loop_lag_s,
             cut_off=self._cut_off,
             waiting=self._entrance.waiting(),
+            samples_taken=self._spool.taken if self._spool is not None else 0,
+            samples_lost=self._spool.lost if self._spool is not None else 0,
         )
 
     def drain(self, *, replaced: bool = False) -> None:
@@ -202,8 +207,13 @@ class Router:
         if request.method in (b"GET", b"HEAD") and self._answer_get(client, request, path):
             return None
         headers = b""
-        if path in openai_wire.ENDPOINTS or path == "/v1/models" or path.startswith("/health/"):
-            allowed = "POST" if path in openai_wire.ENDPOINTS else "GET, HEAD"
+        takes_post = path in openai_wire.ENDPOINTS or path == feedback.PATH
+        if path == feedback.PATH and request.method == b"POST":
+            error = self._take_feedback(client, request)
+            if error is None:
+                return None
+        elif takes_post or path == "/v1/models" or path.startswith("/health/"):
+            allowed = "POST" if takes_post else "GET, HEAD"
             headers = b"allow: %b\r\n" % allowed.encode()
             error = ApiError(405, f"{path} takes {allowed}.", code="method_not_allowed")
         else:
@@ -212,6 +222,19 @@ class Router:
             error = ApiError(404, f"There is nothing at {path[:200]!r}.{hint}", code="unknown_path")
         self.account_refusal(error, request, len(request.body))
         client.send_error(error, request, headers)
+        return None
+
+    def _take_feedback(self, client: Client, request: Request) -> ApiError | None:
+        """Answer feedback, and hand it on. Returns why it is not taken, where it is not. Not accounted, as below."""
+        try:
+            given = feedback.read(
+                request.body, key_id=request.key.id if request.key is not None else "", at=self.wall()
+            )
+        except ApiError as error:
+            return error
+        if not sampling.keep_feedback(self._spool, given):
+            return feedback.unavailable()
+        client.send(202, feedback.accepted(given), request, content_type=JSON)
         return None
 
     def _answer_get(self, client: Client, request: Request, path: str) -> bool:

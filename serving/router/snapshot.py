@@ -19,6 +19,7 @@ from serving.router.table import Key, Model, Table, Version
 from serving.router.upstream import Backend
 
 if TYPE_CHECKING:
+    from serving.router.sampling import Sampling
     from serving.router.shadow import Lane
 
 HEADER: Final = b"header"
@@ -62,6 +63,7 @@ class ModelState:
         "larger_context",
         "rules",
         "salt",
+        "samples",
         "shadows",
         "sticky",
         "versions",
@@ -77,6 +79,8 @@ class ModelState:
         """Set by the router, where answers are kept for when no engine can give one."""
         self.shadows: tuple[tuple[VersionState, Lane], ...] = ()
         """Set by `shadow`, which knows what is under way."""
+        self.samples: Sampling | None = None
+        """Set by the router, where requests are sampled."""
         for label, version in versions.items():
             version.affinity_seed = (hash((config.name, label)) or 1) if config.affinity else 0
             version.continuers = _continuers(label, config, versions)
@@ -116,11 +120,19 @@ class Target:
         self.pinned = pinned
 
 
-class _Card(msgspec.Struct):
+class _Card(msgspec.Struct, omit_defaults=True):
     id: str
     object: str
     created: int
     owned_by: str
+    max_model_len: int = 0
+    """The window in tokens, prompt and answer together, under vLLM's name; 0 (left out) where no engine tells it."""
+
+
+def _window(target: Target) -> int:
+    """Of a pinned version its window; of a route the smallest of its versions', where all of them tell theirs."""
+    versions = [target.pinned] if target.pinned else list(target.model.versions.values())
+    return min((version.config.context_tokens for version in versions), default=0)
 
 
 def _list_of(cards: Iterable[bytes]) -> bytes:
@@ -160,9 +172,9 @@ class Snapshot:
                 if label in model.versions:
                     self.targets[f"{name}@{alias}"] = Target(model, model.versions[label])
             cards += [
-                _Card(target, "model", config.created, "modelyard")
-                for target in self.targets
-                if target.partition("@")[0] == name
+                _Card(known, "model", config.created, "modelyard", _window(target))
+                for known, target in self.targets.items()
+                if known.partition("@")[0] == name
             ]
         self.cards = {card.id: msgspec.json.encode(card) for card in cards}
         self.models_body = _list_of(self.cards.values())

@@ -127,6 +127,15 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
     ttl_s: float = 3600.0
 
 
+class Samples(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Requests that the control plane gets to see with their bodies and answers."""
+
+    share: int = 0
+    """Basis points of the model's requests, less those that name a version."""
+    bytes_max: int = 65536
+    """Of a body and its answer together."""
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One public model: its versions and the route in force."""
 
@@ -150,6 +159,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry: Retry = Retry()
     admission: Admission = Admission()
     cache: Cache = Cache()
+    samples: Samples = Samples()
     created: int = 0
     """Unix seconds, for `/v1/models`."""
 

@@ -32,6 +32,7 @@ from serving.router.http1 import Client
 from serving.router.listeners import Handover, bind, handover_path, take
 from serving.router.protocol import Hello, Stats, Up
 from serving.router.router import Router
+from serving.router.sampling import Spool
 from serving.router.table import Table
 from serving.router.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, Certificate, TlsError
 
@@ -59,6 +60,7 @@ class Worker:
         taken: Path | None = None,
         counters: Path | None = None,
         certificate: Certificate | None = None,
+        samples: Path | None = None,
     ) -> None:
         self._name = name
         self._host = host
@@ -67,6 +69,7 @@ class Worker:
         self._segments_folder = segments
         self._taken = taken
         self._counters = counters
+        self._samples_folder = samples
         self._certificate = certificate
         self._started_at = time.time()
         self._stop = asyncio.Event()
@@ -84,6 +87,9 @@ class Worker:
         self._segments = SegmentWriter(
             self._segments_folder, self._name, now_ns=time.time_ns, call_later=loop.call_later
         )
+        self._spool = None
+        if self._samples_folder is not None:
+            self._spool = Spool(self._samples_folder, self._name, now_ns=time.time_ns, call_later=loop.call_later)
         self._router = Router(
             self._name,
             loop,
@@ -93,6 +99,7 @@ class Worker:
             rng=random.Random(),  # noqa: S311 - buckets, not secrets
             report=self._report,
             counters=_counters(self._counters),
+            spool=self._spool,
         )
         self._listener = bind(self._host, self._port) if self._taken is None else take(self._taken)
         self._port = self._listener.getsockname()[1]
@@ -122,6 +129,8 @@ class Worker:
             handover.close()
             self._listener.close()
             self._segments.close()
+            if self._spool is not None:
+                self._spool.flush()
             self._link.report(self._stats())
             self._link.close()
 
@@ -242,12 +251,13 @@ def main() -> None:
     parser.add_argument("--socket", type=Path, required=True, help="where the control plane reaches this worker")
     parser.add_argument("--take", type=Path, help="where another worker gives its listening socket away")
     parser.add_argument("--counters", type=Path, help="the file in which workers of this machine count together")
+    parser.add_argument("--samples", type=Path, help="the folder for sampled requests and feedback")
     parser.add_argument("--tls-certificate", type=Path, help="speak HTTPS with this certificate chain (PEM)")
     parser.add_argument("--tls-key", type=Path, help="the certificate's private key (PEM)")
     parser.add_argument("--segments", type=Path, required=True, help="the folder for records of finished requests")
     options = parser.parse_args()
     places = (options.socket, options.segments)
-    shared = {"taken": options.take, "counters": options.counters}
+    shared = {"taken": options.take, "counters": options.counters, "samples": options.samples}
     try:
         secure = Certificate(options.tls_certificate, options.tls_key) if options.tls_certificate else None
     except TlsError as error:

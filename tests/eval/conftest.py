@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from engines.fixtures import fake_engine  # noqa: F401 - a fixture
+from engines.models import llama_python, q4_0_path, transformers_python  # noqa: F401 - fixtures
 from eval_support import Cli, write_suite
 
 from eval import loaders

@@ -47,7 +47,7 @@ def test_a_missing_extra_is_one_sentence(cli: Cli, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["run", "quikstart", "--model", "x"], 2, "did you mean 'quickstart'"),
-        (["run", "quickstart", "--model", "x", "--limit", "0"], 2, "--limit is 0"),
+        (["run", "quickstart", "--model", "x", "--limit", "0"], 2, "--sample is 0"),
         (["run", "quickstart", "--model", "x", "--seed", "-1"], 2, "--seed is -1"),
         (["run", "quickstart", "--model", "x", "--url", "http://127.0.0.1:9"], 4, "no server answers"),
         (["run", "quickstart", "--model", "x", "--url", "nonsense"], 2, "is not a URL"),

@@ -7,7 +7,8 @@ import random
 import httpx
 import pytest
 
-from eval.client import ATTEMPTS_MAX, Client, Completion, PassingError
+from eval.client import ATTEMPTS_MAX, Client
+from eval.stream import Completion, PassingError
 from eval.suite import Case, Message, Sampling, ScorerSpec
 
 CASE = Case(id="a", messages=(Message("user", "Hello"),), scorer=ScorerSpec("exact"), target="x")

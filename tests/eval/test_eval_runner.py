@@ -14,10 +14,11 @@ import msgspec
 import pytest
 from eval_support import write_suite
 
-from eval import loaders, runner
+from eval import loaders, runner, scoring
 from eval.endpoint import Endpoint, resolve
 from eval.errors import RequestRefusedError, RunError, ServerGoneError
 from eval.results import Journal, Run, RunStore, Sample, Subject
+from eval.scorers import Tools
 from eval.suite import Suite
 
 FakeEngines = Callable[..., Any]
@@ -32,7 +33,7 @@ def planned(suite: Suite, url: str, root: Path, *, fresh: bool = False, repeats:
 
 def execute(plan: runner.Plan) -> runner.Tally:
     tally = runner.Tally(plan.total)
-    runner.execute(plan, tally, embed=None)
+    runner.execute(plan, tally, tools=Tools())
     return tally
 
 
@@ -93,7 +94,7 @@ def test_a_torn_line_is_cut_and_only_what_is_missing_is_asked(
     plan = planned(small_suite, engine.url, tmp_path / "runs")
     journal = Journal(plan.run.journal)
     for case in small_suite.cases[:5]:
-        journal.append(msgspec.structs.replace(runner.blank(case, 0), output="t0", score=1.0))
+        journal.append(msgspec.structs.replace(scoring.blank(case, 0), output="t0", score=1.0))
     journal.close()
     with plan.run.journal.open("ab") as file:
         file.write(b'{"case": "case-005", "rep')
@@ -163,7 +164,7 @@ def test_a_server_that_dies_ends_the_run_and_the_rest_follows_later(
     plan = planned(small_suite, engine.url, tmp_path / "runs")
     tally = runner.Tally(plan.total, on_change=lambda tally: engine.kill() if tally.done == 5 else None)
     with pytest.raises(ServerGoneError, match="the same command goes on"):
-        runner.execute(plan, tally, embed=None)
+        runner.execute(plan, tally, tools=Tools())
     kept = sum(sample.final for sample in plan.run.samples().values())
     assert 5 <= kept < 12
     second = fake_engine(port=engine.port)

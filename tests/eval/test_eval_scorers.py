@@ -4,17 +4,17 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.embeddings import hashed_ngrams
-from eval.scorers import SCORERS, ScorerError, build
+from eval.scorers import EMBED, SCORERS, Answered, ScorerError, Tools, build
 from eval.scorers.refusal import is_refusal
 from eval.scorers.text import normalize, numbers
 
 
 def score(name: str, output: str, target: object, **options: object) -> float:
-    return build(name, options, target).score(output, target, hashed_ngrams)
+    return build(name, options, target).score(Answered(text=output), target, Tools(embed=hashed_ngrams)).value
 
 
 @pytest.mark.parametrize(
@@ -102,18 +102,41 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(
 
 def test_an_embedding_scorer_without_a_model_says_what_to_install() -> None:
     with pytest.raises(ScorerError, match=r"\.\[embed\]"):
-        build("embedding", {}, "x").score("x", "x")
+        build("embedding", {}, "x").score(Answered(text="x"), "x")
 
 
 OPTIONS: dict[str, dict[str, object]] = {"choice": {"choices": ["x", "y"]}, "json_schema": {"schema": {}}}
-TARGETS: dict[str, object] = {"numeric": 1, "json": {}, "choice": "x", "json_schema": None, "refusal": None}
+TARGETS: dict[str, object] = {
+    "numeric": 1,
+    "json": {},
+    "choice": "x",
+    "json_schema": None,
+    "refusal": None,
+    "instructions": [{"id": "punctuation:no_comma"}],
+    "tool_call": [],
+}
+PURE = [name for name, kind in SCORERS.items() if kind.needs <= {EMBED}]
 
 
+@settings(deadline=None)  # the libraries are imported by the first example
 @given(st.text(max_size=300))
 def test_every_scorer_gives_a_share_for_any_answer(output: str) -> None:
-    for name in SCORERS:
+    for name in PURE:
         target = TARGETS.get(name, "x")
         assert 0.0 <= score(name, output, target, **OPTIONS.get(name, {})) <= 1.0
+
+
+@pytest.mark.parametrize("name", ["exact", "normalized", "contains", "embedding", "rouge", "bleu", "chrf"])
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["Red", "house", "42", "sea"]), min_size=1, max_size=4).map(" ".join))
+def test_the_target_itself_is_right_whatever_white_space_surrounds_it(name: str, target: str) -> None:
+    assert score(name, target, target) == pytest.approx(1)
+    assert score(name, f"\n {target}\t", target) == pytest.approx(1)
+
+
+@given(st.text(st.sampled_from("aB c."), max_size=20), st.sampled_from(["normalized", "contains"]))
+def test_case_makes_no_difference_where_it_should_not(output: str, name: str) -> None:
+    assert score(name, output.upper(), "b c") == score(name, output.lower(), "B C")
 
 
 @given(st.text(max_size=80))

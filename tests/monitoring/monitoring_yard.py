@@ -10,10 +10,12 @@ from monitoring_records import record
 from monitoring import settle
 from monitoring.cost import Prices
 from monitoring.devices import DeviceReading
+from monitoring.drift_watch_metrics import DriftState
 from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
 from monitoring.recent import RecentWindow
 from monitoring.sampler import SamplerStatus, Sums
 from monitoring.statement import Device, Statement, statement
+from monitoring.windows import Drift, FeatureDrift
 from registry.entries import CpuSeconds, HeldSeconds
 from registry.ledger import Ledger
 from registry.store import Registry
@@ -72,7 +74,35 @@ class Yard:
             sampler=SamplerStatus(now, 10, 0, 0, 0.0, 0.02, 0.002),
             statement=self.statement(now),
             ledger=LedgerState(0.5, 1.0),
+            drift=DriftState([quiet(model, version, now) for model, version in VERSIONS], now, checks=3, delivered=1),
         )
+
+
+def quiet(model: str, version: str, at: float) -> Drift:
+    """A check that found nothing."""
+    feature = FeatureDrift(
+        feature="input_tokens",
+        kind="data",
+        scale="number",
+        verdict="none",
+        reference_n=300,
+        current_n=200,
+        effect=0.01,
+    )
+    return Drift(
+        model=model,
+        version=version,
+        verdict="none",
+        at=at,
+        since=at - 600,
+        until=at,
+        reference="window",
+        against=f"{model}@{version}",
+        reference_n=300,
+        current_n=200,
+        kinds={"data": "none"},
+        features=[feature],
+    )
 
 
 def second(at: float) -> tuple[list[RequestRecord], Sums]:

@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,14 @@ import openai
 import psutil
 import pytest
 from stack import Stack, until
+
+from eval import providers
+from eval.providers import Prompt, Question
+from eval.providers.in_process import InProcess
+from eval.providers.texts import Text
+from eval.providers.token_drift import measure
+from eval.results import Subject
+from eval.suite import Message
 
 pytestmark = [pytest.mark.system, pytest.mark.vllm, pytest.mark.timeout(600)]
 ARGUMENTS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 4, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
@@ -88,6 +97,42 @@ def a_cut_stream_goes_on(stack: Stack, client: openai.OpenAI) -> None:
     until(lambda: re.search(counted_once, httpx.get(url, timeout=30).text, re.MULTILINE), what="the count of the cut")
 
 
+def compare_distributions(stack: Stack, python: str, checkpoints: tuple[Path, Path]) -> None:
+    """Prompt log-probabilities through the router bound what transformers computes from the same checkpoints."""
+    refs = ["assistant@v1", "assistant@v2"]
+    sentences = [
+        "The capital of France is Paris, which lies on the Seine.",
+        "Water boils at one hundred degrees at sea.",
+    ]
+    read = [Text(sentence[:5], Prompt(text=sentence), answered=False) for sentence in sentences]
+    choices = [Question(Prompt(text="The capital of France is"), choice) for choice in (" Paris", " a small town")]
+    choices += [Question(Prompt(messages=(Message("user", "Hello"),)), "Hello!")]
+    with ExitStack() as open_ones:
+        served = [providers.find(Subject(ref=ref, model=ref, url=stack.url), "top_k") for ref in refs]
+        exact = [InProcess("transformers", folder, python=python, threads=1) for folder in checkpoints]
+        for one in (*served, *exact):
+            open_ones.callback(one.close)
+        capabilities = served[0].capabilities
+        assert (capabilities.top_k, capabilities.full_vocabulary, capabilities.context_tokens) == (20, False, 1024)
+        assert capabilities.tokenizer_digest == exact[0].capabilities.tokenizer_digest
+        bound, whole = measure(*served, read).collected, measure(*exact, read).collected
+        assert (bound.bound, whole.bound) == ("lower bound", "exact")
+        for lower, full in zip(bound.parts, whole.parts, strict=True):
+            assert 0.02 < lower.kl.mean() <= full.kl.mean() + 0.03, "vLLM computes in bfloat16"
+            assert lower.log_p == pytest.approx(full.log_p, abs=0.5)
+        for ours, theirs in zip(served[0].score(choices), exact[0].score(choices), strict=True):
+            assert ours.likelihood is not None
+            assert theirs.likelihood is not None
+            assert ours.likelihood.tokens == theirs.likelihood.tokens
+            assert ours.likelihood.log_probability == pytest.approx(
+                theirs.likelihood.log_probability, abs=0.15 * ours.likelihood.tokens
+            )
+        answered = [Text("hello", Prompt(messages=(Message("user", "Hello"),)), answered=True)]
+        assert 0 < len(measure(*served, answered, answer_tokens=8).collected.parts[0].kl) <= 8
+        with pytest.raises(providers.CapabilityError, match="the whole vocabulary is needed"):
+            providers.find(Subject(ref=refs[0], model=refs[0], url=stack.url), "full_vocabulary")
+
+
 def test_two_vllm_versions_behind_one_name(
     yard: Callable[[str], Stack], vllm_python: str, vllm_checkpoints: tuple[Path, Path]
 ) -> None:
@@ -130,6 +175,7 @@ def test_two_vllm_versions_behind_one_name(
         engine = tuple(b - a for a, b in zip(before[version], after[version], strict=True))
         ours = tuple(b - a for a, b in zip(tokens_before.get(version, (0, 0)), tokens_after[version], strict=True))
         assert ours == engine
+    compare_distributions(stack, vllm_python, vllm_checkpoints)
     a_cut_stream_goes_on(stack, client)
     client.close()
     assert stack.stop() == 0

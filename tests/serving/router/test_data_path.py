@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import httpx
+import msgspec
 import pytest
 from engines.fixtures import FakeEngine
 from router_harness import RouterProcess, model, version
@@ -321,6 +322,20 @@ def test_models_and_health(router: RouterProcess, fake_engine: Start) -> None:
     router.publish(model([version("v1", [])], {"v1": 10_000}))
     assert router.client.get("/health/ready").status_code == 503
     assert router.chat().json()["error"]["code"] == "no_ready_engine"
+
+
+def test_models_tell_their_window_where_their_engines_do(router: RouterProcess, fake_engine: Start) -> None:
+    port = fake_engine().port
+    told = msgspec.structs.replace(version("v1", [port]), context_tokens=4096)
+
+    def windows() -> dict[str, int | None]:
+        return {card["id"]: card.get("max_model_len") for card in router.client.get("/v1/models").json()["data"]}
+
+    router.publish(model([told, version("v2", [port])], {"v1": 10_000}))
+    assert windows() == {"assistant": None, "assistant@v1": 4096, "assistant@v2": None}
+    larger = msgspec.structs.replace(version("v2", [port]), context_tokens=8192)
+    router.publish(model([told, larger], {"v1": 10_000}))
+    assert windows() == {"assistant": 4096, "assistant@v1": 4096, "assistant@v2": 8192}
 
 
 def test_a_worker_drains_on_sigterm(router: RouterProcess, fake_engine: Start) -> None:

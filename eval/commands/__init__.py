@@ -1,0 +1,1 @@
+"""The commands of `modelyard eval`, a module each; cli.py registers them."""
