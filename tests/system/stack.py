@@ -73,7 +73,7 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, "MODELYARD_STATE_DIR": str(self.state), "COLUMNS": "160", "NO_COLOR": "1"}
+        return {**os.environ, "PYTHONPATH": str(ROOT), "MODELYARD_STATE_DIR": str(self.state), "COLUMNS": "160", "NO_COLOR": "1"}
 
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
         """Start `modelyard up` without waiting for anything."""
@@ -116,12 +116,14 @@ class Stack:
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
 
-    def cli(self, *arguments: str, check: int | None = 0, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, check: int | None = 0, timeout_s: float = 120.0, cwd: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
         """Run `modelyard ARGUMENTS`; asserts its exit status unless `check` is None."""
         result = subprocess.run(
             [*MODELYARD, *arguments],
             check=False,
-            cwd=ROOT,
+            cwd=cwd,
             env=self.env,
             capture_output=True,
             text=True,
