@@ -115,7 +115,7 @@ def tokens(asked: Asked) -> TokenReport:
 
 def _open(asked: Asked, ref: str, wanted: Wanted) -> tuple[Subject, Model]:
     """The model that `ref` names: loaded here where that is asked for or it is a file, else the one that runs."""
-    if is_in_process(wanted) or (wanted.provider == "auto" and is_path(ref)):
+    if is_in_process(wanted, ref):
         subject, files = locate(ref, asked.state, asked.server)
         return subject, in_process(files, wanted)
     if is_path(ref):

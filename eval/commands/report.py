@@ -91,6 +91,7 @@ def report_show(
     """
     with plainly():
         check_alpha(alpha)
+        _check(form, output, items)
         found = run_store(state_dir).get(name)
         if form is None and output is None and not open_page:
             show_run(found, alpha, json)
@@ -123,12 +124,15 @@ def report_compare(
     seed: Seed = 0,
     state_dir: StateDirectory = None,
     alpha: Alpha = 0.05,
+    json: Json = False,
 ) -> None:
     """Two finished runs of one suite put side by side: on the terminal, or as a file. Asks no server anything.
 
     Example: modelyard eval report compare v1 v2 --output report.html
     """
     with plainly():
+        form = "json" if json else form
+        _check(form, output, items)
         made = _comparison(run_store(state_dir), baseline, candidate, margin, gates, alpha, seed, tokens)
         _hand_over(made, form, output, items, wanted=not open_page)
         if open_page:
@@ -153,6 +157,7 @@ def report_open(
     """
     with plainly():
         check_alpha(alpha)
+        _check(None, None, items)
         store, chosen = run_store(state_dir), names or []
         if len(chosen) > 2:
             raise terminal.UserError("name one run, or two to compare")
@@ -218,20 +223,28 @@ def _comparison(
         return gather.of_runs(left, right, store=store, settings=settings, token_drift=drift)
 
 
+def _check(form: str | None, output: Path | None, items: int) -> None:
+    """What can be known to be wrong before anything is computed. Raises UserError."""
+    from eval.reports import files  # noqa: PLC0415 - heavy
+
+    if items < 0:
+        raise terminal.UserError(f"--flips is {items}: it must be 0 or more")
+    if form is not None or output is not None:
+        files.format_of(output or Path(), form)
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise terminal.UserError("Parquet is not for a terminal: name a file with --output")
+
+
 def _hand_over(made: Report, form: str | None, output: Path | None, items: int, *, wanted: bool = True) -> None:
     """Into the file, or to standard output; of a comparison without a format, the tables."""
     from eval.reports import files, gather  # noqa: PLC0415 - heavy
 
-    if items < 0:
-        raise terminal.UserError(f"--flips is {items}: it must be 0 or more")
     if output is not None:
         with terminal.busy("Writing"):
             files.write(made, output, form=form, items=items)
         sys.stderr.write(f"{output}\n")
     elif form is not None:
         data = files.content(made, files.format_of(Path(), form), items=items)
-        if form == "parquet" and sys.stdout.isatty():
-            raise terminal.UserError("Parquet is not for a terminal: name a file with --output")
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
     elif wanted and isinstance(made, gather.ComparisonReport):

@@ -42,8 +42,8 @@ class ModelFiles:
 
 
 def is_path(ref: str) -> bool:
-    """Whether the reference names a file or folder, by its looks or because there is one."""
-    return ref.startswith(("/", "./", "../", "~")) or ref.endswith(".gguf") or Path(ref).exists()
+    """Whether the reference names a file or folder by its looks: no folder here takes the place of a model's name."""
+    return ref.startswith(("/", "./", "../", "~")) or ref.endswith(".gguf") or ("/" in ref and Path(ref).exists())
 
 
 def locate(ref: str, state: StateDir, server: Endpoint) -> tuple[Subject, ModelFiles]:

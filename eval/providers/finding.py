@@ -12,7 +12,7 @@ from typing import Final, Literal
 from eval.endpoint import Endpoint
 from eval.providers.base import CapabilityError
 from eval.providers.capabilities import probe
-from eval.providers.files import ModelFiles, locate
+from eval.providers.files import ModelFiles, is_path, locate
 from eval.providers.in_process import InProcess
 from eval.providers.prompt_logprobs import PromptLogprobs, Wire
 from eval.results import Subject
@@ -49,9 +49,9 @@ class Wanted:
             raise UserError(f"there is no provider {self.provider!r}: one of {', '.join(PROVIDERS)}")
 
 
-def is_in_process(wanted: Wanted) -> bool:
-    """Whether the model is loaded here, and no server is asked."""
-    return wanted.provider in IN_PROCESS
+def is_in_process(wanted: Wanted, ref: str = "") -> bool:
+    """Whether the model that `ref` names is loaded here, and no server is asked: a path is, unless told otherwise."""
+    return wanted.provider in IN_PROCESS or (wanted.provider == "auto" and is_path(ref))
 
 
 def find(
@@ -67,7 +67,7 @@ def find(
     Raises CapabilityError with the remedy where its engine does not, UserError where its files are not here, and what
     loading a model raises.
     """
-    if is_in_process(wanted):
+    if is_in_process(wanted, subject.ref):
         _, files = locate(subject.ref, state or StateDir.find(), server or Endpoint(subject.url))
         return in_process(files, wanted)
     verify = server.verify if server is not None and subject.url == server.url else True
@@ -77,7 +77,7 @@ def find(
 def in_process(files: ModelFiles, wanted: Wanted) -> InProcess:
     """The model, loaded by the library that is wanted, else by the one that reads it as it is served."""
     return InProcess(
-        wanted.provider if is_in_process(wanted) else files.provider,
+        wanted.provider if wanted.provider in IN_PROCESS else files.provider,
         files.path,
         python=wanted.python,
         threads=wanted.threads,

@@ -87,10 +87,7 @@ def how(report: ComparisonReport) -> list[str]:
             )
         )
     else:
-        said.append(
-            "Noise floor: not measured. Comparing the baseline with itself (eval compare with one version on both "
-            "sides) measures it."
-        )
+        said.append("Noise floor: not measured. eval compare --aa asks the baseline twice and keeps what it finds.")
     if found.family > 1:
         said.append(
             f"It was compared together with {words.count(found.family - 1, 'other candidate')}: intervals and p are "
