@@ -73,7 +73,13 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(ROOT), "MODELYARD_STATE_DIR": str(self.state), "COLUMNS": "160", "NO_COLOR": "1"}
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "MODELYARD_STATE_DIR": str(self.state),
+            "COLUMNS": "160",
+            "NO_COLOR": "1",
+        }
 
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
         """Start `modelyard up` without waiting for anything."""
