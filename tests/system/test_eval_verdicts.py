@@ -31,7 +31,7 @@ models:
     require_gate: release
 """
 OTHER_TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
-SAMPLES = 64
+SAMPLES = 40
 """Of regression-core's 238 cases."""
 
 
