@@ -97,8 +97,11 @@ def aa(yard: Stack, options: argparse.Namespace) -> list[str]:
 
 def q4(yard: Stack, options: argparse.Namespace) -> list[str]:
     value = compared(yard, "v1", "v2", "--aa", "--no-cache", *limit(options))
-    overall, spent = value["overall"], {one["basis"]: one for one in value["candidate"]["spent"]}
-    before = {one["basis"]: one for one in value["baseline"]["spent"]}
+    overall = value["overall"]
+    spent, before = (
+        {one["basis"]: one for one in value[side]["spent"] if one["method"].startswith("in-flight")}
+        for side in ("candidate", "baseline")
+    )
     return [
         f"v1 (Q4_1) {overall['baseline']['mean']:.3f}, v2 (Q4_0) {overall['candidate']['mean']:.3f}, "
         f"n = {overall['n']}; difference {points(overall['difference'])} points [{points(overall['interval']['low'])}, "

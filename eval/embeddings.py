@@ -8,6 +8,7 @@ a semantic one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -85,7 +86,9 @@ def require() -> Embedder:
     return found
 
 
+@functools.lru_cache(maxsize=1)
 def _sentence_transformer(name: str, where: str) -> Embedder:
+    """Loaded once: a comparison with a noise floor asks for it several times, and it takes seconds."""
     library = importlib.import_module("sentence_transformers")
     return Embedder(name, semantic=True, embed=_encoder(library.SentenceTransformer(where, device="cpu")))
 

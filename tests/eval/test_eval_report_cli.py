@@ -1,10 +1,12 @@
 """`modelyard eval report`: what goes to the terminal, into a file, into the browser."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from eval_support import Cli
+from eval_support import Cli, write_suite
 from report_support import make
 
 
@@ -93,3 +95,21 @@ def test_open_alone_takes_the_latest_run(cli: Cli, monkeypatch: pytest.MonkeyPat
     found = cli.call("report", "--open")
     assert found.returncode == 0
     assert Path(found.stdout.strip()).is_file()
+
+
+def test_eval_compare_writes_a_report_and_refuses_a_strange_file_before_it_runs(
+    cli: Cli, tmp_path: Path, fake_engine: Callable[..., Any]
+) -> None:
+    suite = str(write_suite(tmp_path / "s", cases=40))
+    good, bad = fake_engine(), fake_engine("--word", "u")
+    arguments = ("compare", suite, "--baseline", f"{good.url}#m", "--candidate", f"{bad.url}#m", "--price", "3EUR")
+    strange = cli.call(*arguments, "--report", "report.pdf")
+    assert (strange.returncode, list((cli.state / "runs").glob("small*"))) == (2, [])
+    file = tmp_path / "report.html"
+    found = cli.call(*arguments, "--report", str(file))
+    assert found.returncode == 1, "the report changes nothing of the exit code"
+    assert f"report in {file}" in found.stderr
+    page = file.read_text()
+    assert "is worse than" in page
+    assert "cost of a right answer" in page
+    assert "EUR per 1,000 requests" in page

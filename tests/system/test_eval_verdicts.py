@@ -31,7 +31,7 @@ models:
     require_gate: release
 """
 OTHER_TEMPLATE = "{% for message in messages %}[INST] {{ message['content'] }} [/INST]{% endfor %}"
-SAMPLES = 64
+SAMPLES = 40
 """Of regression-core's 238 cases."""
 
 
@@ -61,7 +61,7 @@ def test_another_chat_template_is_worse_with_far_fewer_samples_than_the_suite_ha
     assert (code, found["verdict"]["kind"]) == (1, "worse"), found["verdict"]
     assert found["overall"]["n"] == SAMPLES
     for side in ("baseline", "candidate"):
-        costs = {one["basis"]: one for one in found[side]["spent"]}
+        costs = {one["basis"]: one for one in found[side]["spent"] if one["method"].startswith("in-flight")}
         assert {"allocated", "busy"} <= costs.keys()
         assert costs["allocated"]["total"] >= costs["busy"]["total"] > 0
         assert costs["busy"]["answered"] == SAMPLES
