@@ -366,10 +366,18 @@ class RunStore:
         return [Run(folder) for folder in sorted(begun, key=begun.__getitem__)]
 
     def get(self, name: str) -> Run:
-        """The run of that name, or of which it is the only beginning or part; RunError naming the choices."""
+        """The run of that name, or of which it is the only beginning or part; RunError naming the choices.
+
+        Where a part fits, the second runs of A/A comparisons are left out if there are others, and of one run that was
+        made several times it is the latest.
+        """
         runs = self.all()
         exact = [run for run in runs if run.name == name]
         matching = exact or [run for run in runs if name in run.name]
+        if len(matching) > 1:
+            matching = [run for run in matching if not run.info().key.twin] or matching
+            latest = {run.info().key.short: run for run in sorted(matching, key=lambda one: one.info().started_at)}
+            matching = list(latest.values())
         if len(matching) == 1:
             return matching[0]
         if matching:

@@ -54,8 +54,8 @@ def show(
     \b
     Examples:
       modelyard drift
-      modelyard drift assistant
       modelyard drift assistant --json --gate
+      modelyard drift show assistant
     """
     found = AdminClient.find(admin_url, state_dir).get("drift", model=model)
     _print(found, as_json)
@@ -67,7 +67,10 @@ def show(
 def check(
     model: Model = "", as_json: Json = False, admin_url: AdminUrl = None, state_dir: StateDirectory = None
 ) -> None:
-    """Compare windows with their references now, and show what was found."""
+    """Compare windows with their references now, and show what was found.
+
+    Example: modelyard drift check assistant
+    """
     client = AdminClient.find(admin_url, state_dir, timeout_s=CHECK_TIMEOUT_S)
     with terminal.busy("comparing windows"):
         found = client.send("POST", "drift", "check", query={"model": model})
@@ -107,7 +110,10 @@ def pin(
 def unpin(
     model: ModelName, as_json: Json = False, admin_url: AdminUrl = None, state_dir: StateDirectory = None
 ) -> None:
-    """Remove a model's reference: its traffic is watched no longer."""
+    """Remove a model's reference: its traffic is watched no longer.
+
+    Example: modelyard drift unpin assistant
+    """
     found = AdminClient.find(admin_url, state_dir).send("DELETE", "drift", "references", model)
     if as_json:
         terminal.print_json(found)

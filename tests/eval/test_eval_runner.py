@@ -280,3 +280,23 @@ def test_samples_survive_parquet_unchanged(small_suite: Suite, tmp_path: Path, f
     Run(plan.run.folder).compact(1.0)
     assert plan.run.samples() == before == {sample.id: sample for sample in written}
     assert plan.run.info().finished_at == 1.0
+
+
+def test_a_part_of_a_name_is_the_latest_plain_run(small_suite: Suite, tmp_path: Path) -> None:
+    subject = Subject(ref="m@v1", model="m@v1", url="http://127.0.0.1:1")
+    store = RunStore(tmp_path)
+
+    def begin(at: float, **of: Any) -> Run:
+        key = runner.key_of(small_suite, subject, repeats=None, **of)
+        return store.open(small_suite, subject, key, fresh=True, now=at)
+
+    first = begin(1.0, seed=5)
+    assert store.get("m@v1") == first
+    begin(3.0, seed=5, twin=True)
+    assert store.get("m@v1") == first, "an A/A comparison's second run is asked for by its own name"
+    again = begin(2.0, seed=5)
+    assert store.get("m@v1") == again
+    assert store.get(first.name) == first
+    begin(4.0, seed=6)
+    with pytest.raises(RunError, match="fits several runs"):
+        store.get("m@v1")
