@@ -18,7 +18,9 @@ VERDICTS = {"compare", "check"}
 
 
 def blocks(text: str, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    """What stands between fences that open with this kind."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for found, body in fenced if found == kind]
 
 
 def test_the_quantised_models_tutorial(quickstart: Stack, tmp_path: Path) -> None:
