@@ -120,13 +120,11 @@ class Target:
         self.pinned = pinned
 
 
-class _Card(msgspec.Struct, omit_defaults=True):
-    id: str
-    object: str
-    created: int
-    owned_by: str
-    max_model_len: int = 0
-    """The window in tokens, prompt and answer together, under vLLM's name; 0 (left out) where no engine tells it."""
+def _card(name: str, created: int, window: int) -> bytes:
+    """What `/v1/models` says of a name. The window is in tokens, prompt and answer together, under vLLM's name; 0 (left
+    out) where no engine tells it."""
+    card = {"id": name, "object": "model", "created": created, "owned_by": "modelyard"}
+    return msgspec.json.encode(card | {"max_model_len": window} if window else card)
 
 
 def _window(target: Target) -> int:
@@ -159,7 +157,6 @@ class Snapshot:
         self.models: dict[str, ModelState] = {}
         self.targets: dict[str, Target] = {}
         self.cards: dict[str, bytes] = {}
-        cards: list[_Card] = []
         for name, config in table.models.items():
             budget = budgets.setdefault(name, Budget(config.retry.budget, now))
             budget.share = config.retry.budget
@@ -171,12 +168,11 @@ class Snapshot:
             for alias, label in config.aliases.items():
                 if label in model.versions:
                     self.targets[f"{name}@{alias}"] = Target(model, model.versions[label])
-            cards += [
-                _Card(known, "model", config.created, "modelyard", _window(target))
+            self.cards |= {
+                known: _card(known, config.created, _window(target))
                 for known, target in self.targets.items()
                 if known.partition("@")[0] == name
-            ]
-        self.cards = {card.id: msgspec.json.encode(card) for card in cards}
+            }
         self.models_body = _list_of(self.cards.values())
 
     def _model(
