@@ -228,7 +228,8 @@ class Answer:
             return
         self.note_stream()
         self._forward(self.scanner.error_event or stream_error(self._request.endpoint, 502, message, code=code))
-        self._request.keep_alive = False
+        if not self._chunked:
+            self._request.keep_alive = False  # else the client knows where it ends, and may be asking again already
         self._close()
 
     def note_stream(self) -> None:

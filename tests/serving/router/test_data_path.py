@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import socket
 import time
@@ -174,6 +176,21 @@ def test_a_cut_stream_ends_with_an_error_event(router: RouterProcess, fake_engin
     assert "[DONE]" not in response.text
     (record,) = router.records(1)
     assert (record.outcome, record.completion_tokens, record.usage_source) == ("truncated", 3, "counted")
+
+
+def test_a_connection_goes_on_after_a_stream_that_was_cut(router: RouterProcess, fake_engine: Start) -> None:
+    engine = fake_engine("--cut-after-events", "3")
+    router.serve(engine.port)
+    address = httpx.URL(router.url)
+    connection = http.client.HTTPConnection(address.host, address.port or 80, timeout=20)
+    body = json.dumps({"model": "assistant", "messages": [{"role": "user", "content": "a"}], "stream": True})
+    with contextlib.closing(connection):
+        for _ in range(3):  # nothing told the client that the connection would close
+            connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            assert b'"error"' in answer.read()
+            assert answer.getheader("connection") is None
+            time.sleep(0.1)
 
 
 def test_an_engine_that_dies_in_a_stream_is_reported_and_the_stream_ends_in_band(
