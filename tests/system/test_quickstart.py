@@ -231,7 +231,8 @@ def test_prometheus_has_data_for_every_panel_and_rule(quickstart: Stack, tmp_pat
         for question in questions:
             prometheus.until(question.expr, 40.0)
         for alert in alerts:
-            assert alert.gpu_only or all(prometheus.query(series) for series in selectors(alert.expr)), alert
+            is_there = alert.gpu_only or "modelyard_drift" in alert.expr  # nothing is pinned: test_live_drift_stack.py
+            assert is_there or all(prometheus.query(series) for series in selectors(alert.expr)), alert
             assert prometheus.query(alert.expr) == [], f"{alert.where} fires on a healthy yard"
 
 

@@ -259,6 +259,7 @@ SNIPPETS = re.findall(
 
 def test_the_page_of_clients_has_each_of_them() -> None:
     titles = ["curl", "Python: openai", "Python: anthropic", "Python: LangChain", "JavaScript: openai", "Terminal: llm"]
+    titles += ["Feedback"]
     assert [title for title, *_ in SNIPPETS] == titles
 
 
