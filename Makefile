@@ -67,7 +67,7 @@ sdks: ## The client libraries of docs/clients.md in .venv-sdks, for their tests
 	@MODELYARD_VENV=$(CURDIR)/.venv-sdks $(PYTHON) requirements/install.py sdks
 
 .PHONY: native
-native: dev ## Compile the router's hot path (needs a C compiler): a third less CPU a request
+native: dev ## Compile the router's hot path (needs a C compiler): a quarter less CPU a request
 	@$(BIN)/python requirements/native.py
 
 .PHONY: bench

@@ -1,4 +1,4 @@
-"""Compile the router's hot path with mypyc, for a third less CPU a request: `make native`.
+"""Compile the router's hot path with mypyc, for a quarter less CPU a request: `make native`.
 
     .venv/bin/python requirements/native.py
 
