@@ -20,6 +20,7 @@ from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
+from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery
 from monitoring.sampler import Sampler
 from monitoring.settle import view
 from monitoring.statement import Device, Statement, Usage, statement, usage_of
@@ -97,6 +98,7 @@ class Accounts:
         self._samples = SampleCounts()
         self._clock = clock
         self._window = RecentWindow()
+        self._log = RequestLog()
         self._arrived: list[RequestRecord] = []
         self._lock = asyncio.Lock()
         self._reading = asyncio.Lock()
@@ -112,9 +114,10 @@ class Accounts:
         self._arrived.extend(records)
 
     async def refill(self) -> None:
-        """Fill the recent window from segments counted before this process began."""
+        """Fill the recent window and the log of requests from segments counted before this process began."""
         since = self._clock() - self._window.window_s
         self._window.add(await asyncio.to_thread(self._ingest.recent, since))
+        self._log.add(await asyncio.to_thread(self._ingest.newest, lambda record: True, self._log.records_max))
 
     async def step(self, *, settle_now: bool = False) -> Report:
         """Count what is new; with `settle_now` also divide time and write a new statement."""
@@ -130,6 +133,7 @@ class Accounts:
             report = await asyncio.to_thread(self._ingest.step, writers, now, settle_now=settle_now)
             arrived, self._arrived = self._arrived, []
             self._window.add(arrived)
+            self._log.add(arrived)
             self._behind |= report.records > 0
             if settle_now:
                 self._statement_at = -math.inf
@@ -164,6 +168,26 @@ class Accounts:
     def rates(self) -> dict[tuple[str, str], VersionRates]:
         """Rates and latencies of the last minute, per (model, label)."""
         return self._window.rates(self._clock())
+
+    async def requests(self, wanted: RequestQuery) -> RequestPage:
+        """Finished requests: those in memory, and where they are too few, those that segments still hold."""
+        page = self._log.page(wanted)
+        limit = max(1, min(wanted.limit, PAGE_MAX))
+        if page.more or wanted.slowest or len(self._log) < self._log.records_max:
+            return page
+        older = wanted.older(page.oldest or math.inf)
+        missing = limit + 1 - len(page.records)
+        found = await asyncio.to_thread(self._ingest.newest, older.takes, missing)
+        records = (*page.records, *found)
+        return replace(page, records=records[:limit], more=len(records) > limit)
+
+    async def request(self, request_id: str) -> list[RequestRecord]:
+        """The records of that id, and those of its copies; from memory, else from what segments still hold."""
+
+        def is_it(record: RequestRecord) -> bool:
+            return request_id in (record.request_id, record.shadow_of)
+
+        return self._log.find(request_id) or await asyncio.to_thread(self._ingest.newest, is_it, PAGE_MAX)
 
     def problems(self) -> list[str]:
         """Segments that were set aside, one sentence each."""

@@ -122,6 +122,10 @@ class Ingest:
         """Counted records that ended at `since` or later, to fill the window after a restart."""
         return list(segments.recent(self._folder, self._offsets, since))
 
+    def newest(self, wanted: Callable[[RequestRecord], bool], count: int) -> list[RequestRecord]:
+        """Counted records that segments still hold, newest first (see `segments.newest`)."""
+        return segments.newest(self._folder, self._offsets, wanted, count)
+
     def step(self, writers: Sequence[Writer], now: float, *, settle_now: bool = False) -> Report:
         """Count what is new. `writers` and `now` were taken before this call; `settle_now` settles time at once.
 

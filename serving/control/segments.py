@@ -5,7 +5,9 @@ Owns: names, order and reading. Never: counting (the ingest does), writing to a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import heapq
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import msgspec
 from registry.usage import FRAME, MAGIC, CorruptSegmentError, RequestRecord, scan
 
 READ_BYTES_MAX = 8 * 1024 * 1024
+SEARCH_BYTES_MAX = 64 * 1024 * 1024
+"""Read by one search through what was counted long ago."""
 SUFFIX = ".seg"
 
 
@@ -62,12 +66,12 @@ def names(folder: Path) -> list[SegmentName]:
     return sorted(name for name in found if name is not None)
 
 
-def read(path: Path, offset: int) -> Reading:
-    """What stands after `offset`, at most READ_BYTES_MAX of it. Damage ends the reading, with all records before it."""
+def read(path: Path, offset: int, bytes_max: int = READ_BYTES_MAX) -> Reading:
+    """What stands after `offset`, at most `bytes_max` of it. Damage ends the reading, with all records before it."""
     with path.open("rb") as file:
         file.seek(offset)
-        data = file.read(READ_BYTES_MAX)
-        more = len(data) == READ_BYTES_MAX and bool(file.read(1))
+        data = file.read(bytes_max)
+        more = len(data) == bytes_max and bool(file.read(1))
     try:
         records, used = scan(data, from_start=offset == 0)
         damage = ""
@@ -86,11 +90,45 @@ def recent(folder: Path, counted: dict[str, int], since: float) -> Iterator[Requ
             continue
         offset = 0
         while offset < limit:
-            reading = read(path, offset)
+            reading = read(path, offset, min(READ_BYTES_MAX, limit - offset))
             yield from (record for record in reading.records if record.ended_at >= since)
             if reading.offset == offset:
                 break
             offset = reading.offset
+
+
+def newest(
+    folder: Path,
+    counted: dict[str, int],
+    wanted: Callable[[RequestRecord], bool],
+    count: int,
+    *,
+    bytes_max: int = SEARCH_BYTES_MAX,
+) -> list[RequestRecord]:
+    """The `count` counted records that ended last among those `wanted`, newest first. Files are read from the one
+    that was written last on, until enough is found or `bytes_max` is read: what lies further back is not found."""
+    files: list[tuple[float, Path]] = []
+    for name in names(folder):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            files.append(((folder / str(name)).stat().st_mtime, folder / str(name)))
+    best: list[RequestRecord] = []
+    left = bytes_max
+    for written_at, path in sorted(files, reverse=True):
+        if left <= 0 or (len(best) >= count and best[-1].ended_at > written_at):
+            break
+        limit, offset = counted.get(path.name, 0), 0
+        left -= limit
+        while offset < limit:
+            try:
+                reading = read(path, offset, min(READ_BYTES_MAX, limit - offset))
+            except FileNotFoundError:
+                break
+            found = [*best, *filter(wanted, reading.records)]
+            best = heapq.nlargest(count, found, key=lambda one: one.ended_at)
+            if reading.offset == offset:
+                break
+            offset = reading.offset
+    return best
 
 
 def _before_damage(data: bytes, *, from_start: bool) -> tuple[list[RequestRecord], int]:

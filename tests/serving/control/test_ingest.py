@@ -181,6 +181,26 @@ def test_the_watermark_waits_for_running_requests_and_for_what_is_not_read_yet(f
     assert reader.step([], NOW + 5, settle_now=True).watermark == NOW + 5
 
 
+def test_the_newest_requests_are_found_in_the_segments_but_none_that_is_not_counted_yet(
+    folder: Path, ledger: Ledger
+) -> None:
+    write(folder / "w0-1.seg", *[record(i, NOW - 90 + i, "a") for i in range(5)])
+    write(folder / "w1-2.seg", *[record(i, NOW - 50 + i, "b") for i in range(5)])
+    counting = ingest(folder, ledger)
+    counting.step([], NOW)
+    with (folder / "w1-2.seg").open("ab") as late:
+        late.write(frame(record(0, NOW, "late")))
+
+    def names(wanted: str, count: int) -> list[str]:
+        return [one.request_id for one in counting.newest(lambda one: one.request_id.startswith(wanted), count)]
+
+    assert names("", 3) == ["b-4", "b-3", "b-2"]
+    assert names("", 7)[-2:] == ["a-4", "a-3"]
+    assert names("a", 2) == ["a-4", "a-3"]
+    assert names("late", 1) == []
+    assert segments.newest(folder, ledger.offsets(), lambda one: True, 100, bytes_max=1)[-1].request_id == "b-0"
+
+
 def test_the_recent_window_is_refilled_without_counting_again(folder: Path, ledger: Ledger) -> None:
     now = time.time()
     write(folder / "w0-1000000000.seg", record(0, now - 500), record(1, now - 5), record(2, now - 1))
