@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Connection, Engine, Table, delete, insert, select
+from sqlalchemy import Column, Connection, Engine, Table, delete, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from registry import schema
@@ -26,6 +26,11 @@ from registry.entries import (
     HistogramDelta,
     HistogramKey,
     Interval,
+    MemorySeconds,
+    PriceChange,
+    SmSeconds,
+    StorageSeconds,
+    UsageHour,
 )
 from registry.errors import ConflictError
 
@@ -41,10 +46,17 @@ __all__ = [
     "Ledger",
     "LedgerSnapshot",
     "LedgerTx",
+    "MemorySeconds",
+    "PriceChange",
+    "SmSeconds",
+    "StorageSeconds",
+    "UsageHour",
 ]
 
 _labels = msgspec.json.Decoder(tuple[str, ...])
-_Seconds = TypeVar("_Seconds", CostSeconds, HeldSeconds, CpuSeconds)
+_Seconds = TypeVar(
+    "_Seconds", CostSeconds, HeldSeconds, CpuSeconds, SmSeconds, MemorySeconds, StorageSeconds, UsageHour
+)
 
 
 class Ledger:
@@ -110,6 +122,16 @@ class Ledger:
         with self.snapshot() as snapshot:
             return snapshot.cpu_seconds(since, until)
 
+    def usage_hours(self, since: float | None = None, until: float | None = None) -> list[UsageHour]:
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        with self.snapshot() as snapshot:
+            return snapshot.usage_hours(since, until)
+
+    def price_changes(self) -> list[PriceChange]:
+        """Every change, oldest first."""
+        with self.snapshot() as snapshot:
+            return snapshot.price_changes()
+
     def cursor(self, name: str) -> float | None:
         """A named position in time, e.g. how far intervals were settled; None where it was never set."""
         with self.snapshot() as snapshot:
@@ -130,7 +152,7 @@ class LedgerSnapshot:
     def intervals(self) -> list[Interval]:
         """Intervals that wait to be settled, by start."""
         table = schema.intervals
-        columns = (table.c.device, table.c.version, table.c.outcome, table.c.start, table.c.stop)
+        columns = [table.c[name] for name in Interval._fields]
         rows = self._connection.execute(select(*columns).order_by(table.c.start, table.c.id))
         return list(map(Interval._make, rows.fetchall()))
 
@@ -146,6 +168,43 @@ class LedgerSnapshot:
         """As `Ledger.cpu_seconds`."""
         return self._seconds(schema.cpu_seconds, CpuSeconds, since, until)
 
+    def sm_seconds(self, since: float | None = None, until: float | None = None) -> list[SmSeconds]:
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        return self._seconds(schema.sm_seconds, SmSeconds, since, until)
+
+    def memory_seconds(self, since: float | None = None, until: float | None = None) -> list[MemorySeconds]:
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        return self._seconds(schema.memory_seconds, MemorySeconds, since, until)
+
+    def storage_seconds(self, since: float | None = None, until: float | None = None) -> list[StorageSeconds]:
+        """Rows of the hours that overlap [since, until), by hour. None leaves an end open."""
+        return self._seconds(schema.storage_seconds, StorageSeconds, since, until)
+
+    def usage_hours(self, since: float | None = None, until: float | None = None) -> list[UsageHour]:
+        """As `Ledger.usage_hours`."""
+        return self._seconds(schema.usage_hours, UsageHour, since, until)
+
+    def labels_of(self, hour: int) -> set[tuple[str, str]]:
+        """(key, segment) pairs that usage of the hour tells apart."""
+        table = schema.usage_hours
+        query = select(table.c.key_id, table.c.segment).where(table.c.hour == hour).distinct()
+        return {(key_id, segment) for key_id, segment in self._connection.execute(query)}
+
+    def phases_before(self, hour: int) -> dict[str, tuple[float, float, float, float]]:
+        """`model@version` -> prefill seconds and tokens, decode seconds and tokens of all hours before this one."""
+        table = schema.usage_hours
+        sums = (func.sum(table.c[name]) for name in ("prefill_s", "prefill_tokens", "decode_s", "decode_tokens"))
+        query = select(table.c.version, *sums).where(table.c.hour < hour).group_by(table.c.version)
+        return {
+            row[0]: (float(row[1]), float(row[2]), float(row[3]), float(row[4]))
+            for row in self._connection.execute(query)
+        }
+
+    def price_changes(self) -> list[PriceChange]:
+        """As `Ledger.price_changes`."""
+        table = schema.price_changes
+        return [PriceChange(*row) for row in self._connection.execute(select(table).order_by(table.c.at))]
+
     def cursor(self, name: str) -> float | None:
         """A named position in time; None where it was never set."""
         return self._connection.scalar(select(schema.cursors.c.value).where(schema.cursors.c.name == name))
@@ -153,7 +212,7 @@ class LedgerSnapshot:
     def _seconds(self, table: Table, entry: type[_Seconds], since: float | None, until: float | None) -> list[_Seconds]:
         query = select(table).order_by(*table.primary_key.columns)
         if since is not None:
-            query = query.where(table.c.hour > since - HOUR_S)
+            query = query.where(table.c.hour >= since // HOUR_S * HOUR_S)
         if until is not None:
             query = query.where(table.c.hour < until)
         return [entry(*row) for row in self._connection.execute(query)]
@@ -220,7 +279,7 @@ class LedgerTx(LedgerSnapshot):
         self.add_intervals(intervals)
 
     def add_cost_seconds(self, rows: Iterable[CostSeconds]) -> None:
-        """Add to the rows of the same hour, device, version and outcome."""
+        """Add to the rows of the same hour, device, version, outcome, key and segment."""
         self._add(schema.cost_seconds, [asdict(row) for row in rows])
 
     def add_held_seconds(self, rows: Iterable[HeldSeconds]) -> None:
@@ -230,6 +289,29 @@ class LedgerTx(LedgerSnapshot):
     def add_cpu_seconds(self, rows: Iterable[CpuSeconds]) -> None:
         """Add to the rows of the same hour, device and version."""
         self._add(schema.cpu_seconds, [asdict(row) for row in rows])
+
+    def add_sm_seconds(self, rows: Iterable[SmSeconds]) -> None:
+        """Add to the rows of the same hour, device and version."""
+        self._add(schema.sm_seconds, [asdict(row) for row in rows])
+
+    def add_memory_seconds(self, rows: Iterable[MemorySeconds]) -> None:
+        """Add to the rows of the same hour, device and version."""
+        self._add(schema.memory_seconds, [asdict(row) for row in rows])
+
+    def add_storage_seconds(self, rows: Iterable[StorageSeconds]) -> None:
+        """Add to the rows of the same hour and version."""
+        self._add(schema.storage_seconds, [asdict(row) for row in rows])
+
+    def add_usage(self, rows: Iterable[UsageHour]) -> None:
+        """Add to the rows of the same hour, device, version, outcome, key and segment."""
+        self._add(schema.usage_hours, [asdict(row) for row in rows])
+
+    def record_prices(self, change: PriceChange) -> None:
+        """These prices are in force from `change.at` on. Raises ValueError where later ones are recorded already."""
+        known = self.price_changes()
+        if known and known[-1].at > change.at:
+            raise ValueError(f"prices from {known[-1].at} on are recorded: a change at {change.at} would rewrite them")
+        self._put(schema.price_changes, [{"at": change.at, "prices": dict(change.prices)}])
 
     def set_cursor(self, name: str, value: float) -> None:
         """Move a named position in time, forwards or backwards."""

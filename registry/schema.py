@@ -31,6 +31,7 @@ metadata: Final = MetaData(
 )
 
 _NAME: Final = String(64)
+_KEY: Final = String(64)
 _SERIAL: Final = BigInteger().with_variant(Integer, "sqlite")
 
 models: Final = Table(
@@ -169,6 +170,8 @@ intervals: Final = Table(
     Column("outcome", String(32), nullable=False),
     Column("start", Double, nullable=False),
     Column("stop", Double, nullable=False),
+    Column("key_id", _KEY, nullable=False, server_default=""),
+    Column("segment", _NAME, nullable=False, server_default=""),
 )
 
 cost_seconds: Final = Table(
@@ -180,6 +183,8 @@ cost_seconds: Final = Table(
     Column("outcome", String(32), primary_key=True),
     Column("busy_share_s", Double, nullable=False),
     Column("inflight_s", Double, nullable=False),
+    Column("key_id", _KEY, primary_key=True, server_default=""),
+    Column("segment", _NAME, primary_key=True, server_default=""),
 )
 
 held_seconds: Final = Table(
@@ -199,6 +204,60 @@ cpu_seconds: Final = Table(
     Column("device", String(128), primary_key=True),
     Column("version", String(160), primary_key=True),
     Column("cpu_s", Double, nullable=False),
+)
+
+sm_seconds: Final = Table(
+    "sm_seconds",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("device", String(128), primary_key=True),
+    Column("version", String(160), primary_key=True),
+    Column("sm_s", Double, nullable=False),
+)
+
+memory_seconds: Final = Table(
+    "memory_seconds",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("device", String(128), primary_key=True),
+    Column("version", String(160), primary_key=True),
+    Column("byte_s", Double, nullable=False),
+)
+
+storage_seconds: Final = Table(
+    "storage_seconds",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", String(160), primary_key=True),
+    Column("byte_s", Double, nullable=False),
+)
+
+usage_hours: Final = Table(
+    "usage_hours",
+    metadata,
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("device", String(128), primary_key=True),
+    Column("version", String(160), primary_key=True),
+    Column("outcome", String(32), primary_key=True),
+    Column("key_id", _KEY, primary_key=True),
+    Column("segment", _NAME, primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("judged", BigInteger, nullable=False),
+    Column("good", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("prefill_s", Double, nullable=False),
+    Column("prefill_tokens", BigInteger, nullable=False),
+    Column("decode_s", Double, nullable=False),
+    Column("decode_tokens", BigInteger, nullable=False),
+)
+
+price_changes: Final = Table(
+    "price_changes",
+    metadata,
+    Column("at", BigInteger, primary_key=True, autoincrement=False),
+    Column("prices", JSON, nullable=False),
 )
 
 cursors: Final = Table(
