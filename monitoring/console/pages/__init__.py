@@ -1,0 +1,1 @@
+"""The pages, one module each: what is here is found and served by itself (see `monitoring.console.shell`)."""

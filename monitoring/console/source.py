@@ -1,0 +1,145 @@
+"""What the console asks of whoever runs the yard, as a protocol.
+
+Owns: the calls' names and what they answer. Never: how an answer comes about; serving.control implements it.
+
+Answers are the plain values that the admin API gives for the same question (docs/admin-api.md), so that what a page
+shows and what a script reads are the same thing. Every call may raise RegistryError, UserError or ValueError with one
+sentence for the person in front of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+SESSION_IN_SCOPE: Final = "modelyard.console.session"
+"""Where the guard in front of the console leaves a request's `Session`; absent where nobody is signed in."""
+
+Json = dict[str, Any]
+
+
+class SignInError(Exception):
+    """A credential or a link that does not let anybody in; says why in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Somebody who is signed in."""
+
+    actor: str
+    """Who it is, as the audit writes it."""
+    expires_at: float
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cookie:
+    """What a browser keeps of a session."""
+
+    name: str
+    value: str
+    max_age_s: int
+
+
+class ConsoleSource(Protocol):
+    """The yard as the console sees it."""
+
+    # --- what is true now ---
+
+    async def status(self) -> Json:
+        """As GET /admin/v1/status."""
+
+    async def readiness(self) -> Json:
+        """As GET /admin/v1/health."""
+
+    async def cost(self, since: float | None) -> Json:
+        """As GET /admin/v1/cost; `since` in Unix seconds, None for all time."""
+
+    async def series(self, minutes: float) -> Json:
+        """Traffic over the last minutes in equal steps, for charts: `{"at": [Unix seconds at which each step ends],
+        "step_s", "versions": {"model@label": {"requests", "failures", "tokens", "ttft_p50_s", "ttft_p95_s"}}}`, each a
+        list as long as `at`: counts per step, and seconds, None where nothing was streamed."""
+
+    # --- models and traffic ---
+
+    async def versions(self, model: str) -> list[Json]:
+        """As GET /admin/v1/models/{model}/versions."""
+
+    async def route(self, model: str) -> Json:
+        """As GET /admin/v1/models/{model}/route."""
+
+    async def route_history(self, model: str, limit: int) -> list[Json]:
+        """As GET /admin/v1/models/{model}/route/history: newest first."""
+
+    async def gates(self, model: str) -> list[Json]:
+        """As GET /admin/v1/models/{model}/gates: newest first."""
+
+    async def drift(self, model: str) -> Json:
+        """As GET /admin/v1/drift."""
+
+    # --- requests ---
+
+    async def requests(
+        self, *, model: str = "", version: str = "", outcome: str = "", key: str = "", limit: int = 100
+    ) -> list[Json]:
+        """Finished requests that the control plane still knows, newest first: the fields of
+        `registry.usage.RequestRecord` by name."""
+
+    async def request(self, request_id: str) -> Json | None:
+        """One of them with its sample and its feedback where there are: `{"record", "sample", "feedback"}`, each of the
+        three may be None; None where nothing is known."""
+
+    async def samples(self, *, model: str = "", version: str = "", since: float = 0.0, limit: int = 100) -> Json:
+        """As GET /admin/v1/samples: `{"total", "samples"}`."""
+
+    async def feedback(
+        self, *, model: str = "", version: str = "", since: float = 0.0, limit: int = 1000
+    ) -> list[Json]:
+        """As GET /admin/v1/feedback."""
+
+    # --- the machine room ---
+
+    async def engine_log(self, replica: str, lines: int) -> Json:
+        """`{"replica", "path", "lines"}`."""
+
+    async def audit(self, *, subject: str = "", limit: int = 200) -> list[Json]:
+        """As GET /admin/v1/audit: newest first."""
+
+    # --- actions: each is in force when it returns ---
+
+    async def plan_route(self, model: str, weights: Mapping[str, int]) -> Json:
+        """What `set_route` would do, without doing it: `{"before": weights, "after": weights, "moved_buckets",
+        "refusal"}`; `refusal` is "" or why it would need force."""
+
+    async def set_route(self, model: str, weights: Mapping[str, int], *, force: bool, actor: str) -> Json:
+        """As PUT …/route: `{"route", "generation", "applied_ms", "moved_buckets", "waiting_for"}`."""
+
+    async def plan_rollback(self, model: str, to: int | None) -> Json:
+        """`{"before": weights, "after": weights, "moved_buckets", "revision", "created_at", "created_by"}` of the
+        revision that `roll_back` would restore."""
+
+    async def roll_back(self, model: str, to: int | None, *, actor: str) -> Json:
+        """As POST …/rollback, and answers as `set_route`."""
+
+    async def rollout(self, model: str) -> Json | None:
+        """What moves the model's route by itself, `{"state", …}`; None where nothing does."""
+
+    async def pause(self, model: str, *, actor: str) -> Json:
+        """Hold the model's rollout where it stands. Raises ConflictError where nothing moves by itself."""
+
+    async def restart_engine(self, replica: str, *, actor: str) -> Json:
+        """Let an engine finish what it has, then start it anew; answers when it is starting: `{"replica", "state",
+        "drained_s"}`."""
+
+    # --- who is there ---
+
+    async def sign_in(self, credential: str, name: str) -> Cookie:
+        """Admit whoever shows the admin token or a key of scope admin. `name` is what the audit shall call them. Raises
+        SignInError."""
+
+    async def redeem(self, code: str) -> Cookie:
+        """Admit whoever comes by a one-time link (`modelyard console`). Raises SignInError."""
+
+    def sign_out(self) -> str:
+        """The name of the cookie to forget."""
