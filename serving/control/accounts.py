@@ -20,7 +20,7 @@ from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
-from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery
+from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery, Traffic
 from monitoring.sampler import Sampler
 from monitoring.settle import view
 from monitoring.statement import Device, Statement, Usage, statement, usage_of
@@ -180,6 +180,10 @@ class Accounts:
         found = await asyncio.to_thread(self._ingest.newest, older.takes, missing)
         records = (*page.records, *found)
         return replace(page, records=records[:limit], more=len(records) > limit)
+
+    def traffic(self, model: str, since: float) -> Traffic:
+        """The model's requests in memory that arrived at `since` or later."""
+        return self._log.traffic(model, since)
 
     async def request(self, request_id: str) -> list[RequestRecord]:
         """The records of that id, and those of its copies; from memory, else from what segments still hold."""
