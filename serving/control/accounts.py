@@ -24,6 +24,7 @@ from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQue
 from monitoring.sampler import Sampler
 from monitoring.settle import view
 from monitoring.statement import Device, Statement, Usage, statement, usage_of
+from monitoring.traffic_series import Series, TrafficSeries
 from registry.entries import CounterKey, HistogramDelta, HistogramKey
 from registry.errors import RegistryError
 from registry.ledger import Ledger
@@ -99,6 +100,7 @@ class Accounts:
         self._clock = clock
         self._window = RecentWindow()
         self._log = RequestLog()
+        self._series = TrafficSeries()
         self._arrived: list[RequestRecord] = []
         self._lock = asyncio.Lock()
         self._reading = asyncio.Lock()
@@ -117,7 +119,9 @@ class Accounts:
         """Fill the recent window and the log of requests from segments counted before this process began."""
         since = self._clock() - self._window.window_s
         self._window.add(await asyncio.to_thread(self._ingest.recent, since))
-        self._log.add(await asyncio.to_thread(self._ingest.newest, lambda record: True, self._log.records_max))
+        newest = await asyncio.to_thread(self._ingest.newest, lambda record: True, self._log.records_max)
+        self._log.add(newest)
+        self._series.add(newest)
 
     async def step(self, *, settle_now: bool = False) -> Report:
         """Count what is new; with `settle_now` also divide time and write a new statement."""
@@ -134,6 +138,7 @@ class Accounts:
             arrived, self._arrived = self._arrived, []
             self._window.add(arrived)
             self._log.add(arrived)
+            self._series.add(arrived)
             self._behind |= report.records > 0
             if settle_now:
                 self._statement_at = -math.inf
@@ -168,6 +173,10 @@ class Accounts:
     def rates(self) -> dict[tuple[str, str], VersionRates]:
         """Rates and latencies of the last minute, per (model, label)."""
         return self._window.rates(self._clock())
+
+    def series(self, minutes: float) -> Series:
+        """Traffic of the last minutes in steps, per version."""
+        return self._series.read(self._clock(), minutes)
 
     async def requests(self, wanted: RequestQuery) -> RequestPage:
         """Finished requests: those in memory, and where they are too few, those that segments still hold."""
