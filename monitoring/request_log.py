@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final
@@ -86,6 +86,15 @@ class RequestPage:
     """When the oldest of those ended, Unix seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A model's requests since some moment, as far as they are in memory."""
+
+    records: Sequence[RequestRecord]
+    since: float
+    """Unix seconds from which on they are all here: the moment asked for, or later where memory is shorter."""
+
+
 class RequestLog:
     """The newest `records_max` records by the time they came. Not thread-safe."""
 
@@ -115,6 +124,13 @@ class RequestLog:
         """The request of that id, newest first, and its copies for shadow arms. Clients may give an id twice."""
         own = [one for one in self._records if request_id in (one.request_id, one.shadow_of)]
         return sorted(own, key=lambda one: (bool(one.shadow_of), -one.ended_at))
+
+    def traffic(self, model: str, since: float) -> Traffic:
+        """The model's requests that arrived at `since` or later."""
+        found = [one for one in self._records if one.model == model and one.started_at >= since]
+        full = len(self._records) == self._records.maxlen
+        oldest = min((one.ended_at for one in self._records), default=since) if full else since
+        return Traffic(found, max(since, oldest))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from monitoring.console.data import DataSource
+
 SESSION_IN_SCOPE: Final = "modelyard.console.session"
 """Where the guard in front of the console leaves a request's `Session`; absent where nobody is signed in."""
 
@@ -42,8 +44,8 @@ class Cookie:
     max_age_s: int
 
 
-class ConsoleSource(Protocol):
-    """The yard as the console sees it."""
+class ConsoleSource(DataSource, Protocol):
+    """The yard as the console sees it. Single requests, arms, distributions: see `DataSource`."""
 
     # --- what is true now ---
 
@@ -79,16 +81,6 @@ class ConsoleSource(Protocol):
         """As GET /admin/v1/drift."""
 
     # --- requests ---
-
-    async def requests(
-        self, *, model: str = "", version: str = "", outcome: str = "", key: str = "", limit: int = 100
-    ) -> list[Json]:
-        """Finished requests that the control plane still knows, newest first: the fields of
-        `registry.usage.RequestRecord` by name."""
-
-    async def request(self, request_id: str) -> Json | None:
-        """One of them with its sample and its feedback where there are: `{"record", "sample", "feedback"}`, each of the
-        three may be None; None where nothing is known."""
 
     async def samples(self, *, model: str = "", version: str = "", since: float = 0.0, limit: int = 100) -> Json:
         """As GET /admin/v1/samples: `{"total", "samples"}`."""
