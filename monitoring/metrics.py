@@ -22,6 +22,8 @@ from prometheus_client.registry import Collector
 from monitoring.device_metrics import CostSeries, collect_cost, collect_devices, collect_sampler, cost_series, hold
 from monitoring.devices import DeviceReading
 from monitoring.drift_watch_metrics import DriftState, collect_drift
+from monitoring.engine_scrape import EngineMetrics
+from monitoring.engine_series import collect_engine_metrics
 from monitoring.observe import (
     BOUNDS,
     COUNTER_LABELS,
@@ -131,6 +133,8 @@ class Snapshot:
     versions: Sequence[Version] = ()
     """Every registered version that is not retired: their series exist from the start, at 0."""
     engines: Sequence[EngineState] = ()
+    engine_metrics: Sequence[EngineMetrics] = ()
+    """What engines say of themselves."""
     workers: Sequence[WorkerState] = ()
     weights: Mapping[Version, int] = field(default_factory=dict)
     """Basis points in the current route."""
@@ -186,6 +190,7 @@ class Metrics(Collector):
         yield from _counters(snapshot)
         yield from _histograms(snapshot)
         yield from _engines(snapshot)
+        yield from collect_engine_metrics(snapshot.engine_metrics)
         yield from _workers(snapshot)
         yield from _routes(snapshot)
         yield _queues(snapshot)

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch_metrics import DriftState
+from monitoring.engine_scrape import EngineMetrics
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery, Traffic
@@ -45,6 +46,7 @@ class Live:
     """What is true of the yard now, for the metrics."""
 
     engines: Sequence[EngineState] = ()
+    engine_metrics: Sequence[EngineMetrics] = ()
     versions: Sequence[tuple[str, str]] = ()
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)
@@ -243,6 +245,7 @@ class Accounts:
                 histograms=figures.histograms,
                 versions=live.versions,
                 engines=live.engines,
+                engine_metrics=live.engine_metrics,
                 workers=[_worker_state(status) for status in self._workers.statuses()],
                 weights=live.weights,
                 queues=_queues(self._workers.statuses()),

@@ -13,6 +13,7 @@ import msgspec
 
 from monitoring.cost import UnitCost
 from monitoring.devices import DeviceReading
+from monitoring.engine_scrape import Target
 from monitoring.recent import FAULTS, VersionRates
 from monitoring.statement import Statement, Usage
 from monitoring.windows import Drift
@@ -174,3 +175,18 @@ def unit_costs(statement: Statement | None, basis: str) -> dict[str, float]:
         if one.basis == basis and one.method == "inflight" and one.per_1k_requests is not None:
             costs[one.version] = costs.get(one.version, 0.0) + one.per_1k_requests
     return costs
+
+
+def metrics_targets(replicas: Sequence[ReplicaStatus]) -> list[Target]:
+    """The engines of this machine that take requests, and where their own metrics are."""
+    return [
+        Target(
+            one.model,
+            one.label,
+            one.id,
+            f"http://{one.host}:{one.port}/metrics" if one.capabilities.metrics else "",
+            one.pid,
+        )
+        for one in replicas
+        if one.state == "ready" and one.pid and one.capabilities is not None and one.kind != "hosted"
+    ]

@@ -24,6 +24,7 @@ from typing import Any
 
 from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch import DriftWatch
+from monitoring.engine_scrape import EngineScraper
 from monitoring.gpu import open_reader
 from monitoring.live_drift_languages import languages
 from monitoring.metrics import EngineState as EngineGauge
@@ -52,7 +53,7 @@ from serving.control.outlets import Outlets
 from serving.control.publish import Generations
 from serving.control.publisher import Publisher
 from serving.control.samples import Samples
-from serving.control.status import inflight_of, tls_problems
+from serving.control.status import inflight_of, metrics_targets, tls_problems
 from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
 from serving.control.worker_process import check_port_free
 from serving.control.workers import Workers
@@ -134,6 +135,7 @@ class Yard:
             samples=self.state.spool,
         )
         supervisor = Supervisor(self.state.engines, on_change=self._engines_changed)
+        self._scraper = EngineScraper(lambda: metrics_targets(supervisor.replicas()))
         store = ArtifactStore(self.state.artifacts)
         publisher = Publisher(
             registry,
@@ -269,6 +271,7 @@ class Yard:
         self.parts.sampler.start()
         self.spawn(self._pulse())
         self.spawn(self._take_samples())
+        self.spawn(self._scraper.run())
         self.spawn(self.parts.drift.run())
         self.spawn(self.parts.publisher.run())
         url = f"{'https' if server.tls else 'http'}://{_shown(server.host)}:{self.parts.workers.port}"
@@ -409,6 +412,7 @@ class Yard:
                 EngineGauge(one.model, one.label, one.id, one.state == "ready", one.restarts, inflight[one.id])
                 for one in self.parts.supervisor.replicas()
             ],
+            engine_metrics=self._scraper.latest(),
             versions=[
                 (model.name, label)
                 for model in served

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from monitoring_records import record
 
@@ -11,6 +12,8 @@ from monitoring import settle
 from monitoring.cost import Prices
 from monitoring.devices import DeviceReading
 from monitoring.drift_watch_metrics import DriftState
+from monitoring.engine_metrics import EngineReadings
+from monitoring.engine_scrape import OUTCOMES, EngineMetrics, Target
 from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
 from monitoring.recent import RecentWindow
 from monitoring.sampler import SamplerStatus, Sums
@@ -60,6 +63,7 @@ class Yard:
             histograms=self.ledger.histograms(),
             versions=VERSIONS,
             engines=[EngineState(model, version, f"{model}@{version}/0", True, 1, 2) for model, version in VERSIONS],
+            engine_metrics=[engine_metrics("v1"), engine_metrics("v2", "kv_cache_usage_ratio", "preemptions")],
             workers=[WorkerState("w0", True, 30_000_000, 3, 0.001, 7)],
             weights={("assistant", "v1"): 9000, ("assistant", "v2"): 1000},
             queues={"assistant": (2, 1, 0)},
@@ -76,6 +80,23 @@ class Yard:
             ledger=LedgerState(0.5, 1.0),
             drift=DriftState([quiet(model, version, now) for model, version in VERSIONS], now, checks=3, delivered=1),
         )
+
+
+def engine_metrics(version: str, *absent: Any) -> EngineMetrics:
+    """What an engine says of itself; without the readings that are `absent`."""
+    values: dict[Any, float] = {
+        "requests_running": 2,
+        "requests_waiting": 1,
+        "kv_cache_usage_ratio": 0.4,
+        "prefix_cache_queries": 700,
+        "prefix_cache_hits": 140,
+        "preemptions": 0,
+        "prompt_tokens": 700,
+        "completion_tokens": 147,
+    }
+    given = {name: value for name, value in values.items() if name not in absent}
+    target = Target("assistant", version, f"assistant@{version}/0", "http://127.0.0.1:1/metrics", 1)
+    return EngineMetrics(target, EngineReadings(given, absent), dict.fromkeys(OUTCOMES, 0) | {"completed": 3})
 
 
 def quiet(model: str, version: str, at: float) -> Drift:

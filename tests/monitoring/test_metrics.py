@@ -256,12 +256,16 @@ def test_promtool_finds_nothing_to_say(
 
 def test_series_are_bounded_whatever_clients_ask_for(yard: Yard, shown: tuple[CollectorRegistry, Metrics]) -> None:
     registry, metrics = shown
-    scans = [
-        record(endpoint=f"/scan/{n}", model="", version="", outcome="rejected", dispatched_s=0.0) for n in range(500)
-    ]
-    yard.ingest(scans, watermark=HOUR, sums=Sums())
-    metrics.publish(replace(yard.snapshot(HOUR), statement=None))
-    assert sum(len(family.samples) for family in registry.collect()) < 190
+    counts = []
+    for scans in (1, 500):
+        flood = [
+            record(endpoint=f"/scan/{n}", model="", version="", outcome="rejected", dispatched_s=0.0, error=f"e{n}")
+            for n in range(scans)
+        ]
+        yard.ingest(flood, watermark=HOUR, sums=Sums())
+        metrics.publish(replace(yard.snapshot(HOUR), statement=None))
+        counts.append(sum(len(family.samples) for family in registry.collect()))
+    assert counts[0] == counts[1]
 
 
 def test_devices_that_were_never_read_are_told_apart_from_a_sampler_that_is_not_there() -> None:

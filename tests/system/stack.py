@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 from components import ROOT
+from prometheus_client.parser import text_string_to_metric_families
 
 QUICKSTART = (ROOT / "configs" / "quickstart.yaml").read_text()
 MODELYARD = [sys.executable, "-c", "import sys; sys.argv[0] = 'modelyard'; from serving.cli import main; main()"]
@@ -148,6 +149,18 @@ class Stack:
         response = httpx.get(f"{self.admin_url}/admin/v1{path}", trust_env=False, timeout=20)
         response.raise_for_status()
         return response.json()
+
+    def engine_tokens(self) -> dict[str, tuple[int, int]]:
+        """Prompt and completion tokens by the engines' own counters, as our metrics show them, by version."""
+        text = httpx.get(f"{self.admin_url}/metrics", trust_env=False, timeout=20).text
+        found: dict[str, dict[str, int]] = {}
+        for family in text_string_to_metric_families(text):
+            for name in ("prompt", "completion"):
+                if family.name == f"modelyard_engine_{name}_tokens":
+                    for sample in family.samples:
+                        version = sample.labels["replica"].partition("/")[0]
+                        found.setdefault(version, {})[name] = int(sample.value)
+        return {version: (counts.get("prompt", -1), counts.get("completion", -1)) for version, counts in found.items()}
 
     def processes(self) -> list[psutil.Process]:
         """Every process that works for this yard: those that name its state directory or configuration."""

@@ -147,14 +147,26 @@ def test_token_counts_are_the_engines_own(quickstart: Stack) -> None:
         completion, prompt = map(int, found[0]) if found else (0, 0)
         return response.headers["x-modelyard-version"], prompt, completion
 
+    def shown() -> dict[str, tuple[int, int]]:
+        """The engines' own counters in our metrics, once they are the engines' present ones."""
+
+        def read() -> dict[str, tuple[int, int]] | None:
+            now, found = predicted(), quickstart.engine_tokens()
+            return found if {version: counts[1] for version, counts in found.items()} == now else None
+
+        return until(read, what="the engines' own counters in our metrics")
+
     quickstart.cli("route", "set", "assistant", "v1=5000", "v2=5000")
-    tokens_before, predicted_before = totals(), predicted()
+    tokens_before, predicted_before, shown_before = totals(), predicted(), shown()
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(ask, range(200)))
-    tokens_after, predicted_after = totals(), predicted()
+    tokens_after, predicted_after, shown_after = totals(), predicted(), shown()
     for version in ("assistant@v1", "assistant@v2"):
-        counted = tokens_after[version][1] - tokens_before[version][1]
+        before = tokens_before.get(version, (0, 0))
+        prompt, counted = (after - b for after, b in zip(tokens_after[version], before, strict=True))
         assert counted == predicted_after[version] - predicted_before[version]
+        shown_there = tuple(after - b for after, b in zip(shown_after[version], shown_before[version], strict=True))
+        assert shown_there == (prompt, counted)
         assert counted >= sum(completion for name, _, completion in answers if name == version) > 0
 
 

@@ -175,6 +175,7 @@ def test_two_vllm_versions_behind_one_name(
         engine = tuple(b - a for a, b in zip(before[version], after[version], strict=True))
         ours = tuple(b - a for a, b in zip(tokens_before.get(version, (0, 0)), tokens_after[version], strict=True))
         assert ours == engine
+    until(lambda: stack.engine_tokens() == after, what="the engines' own counters in our metrics")
     compare_distributions(stack, vllm_python, vllm_checkpoints)
     a_cut_stream_goes_on(stack, client)
     client.close()
