@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -94,6 +94,33 @@ class PricesConfig(Section):
     cpu_hour: float = Field(default=0.0, ge=0, description="Per core and hour held, on a machine without a GPU.")
     kwh: float = Field(default=0.0, ge=0)
     pue: float = Field(default=1.0, ge=1)
+    compare: list[str] = Field([], max_length=20, description="Hosted models, PROVIDER/MODEL as LiteLLM names them.")
+    price_map: str = Field("", description="LiteLLM's price map, a JSON file; the installed LiteLLM's where empty.")
+
+
+class BudgetConfig(Section):
+    """An amount of `prices.currency` for each period, of the whole yard or of what it names. In UTC."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    amount: float = Field(gt=0, allow_inf_nan=False, description="On the basis `allocated`, idle time included.")
+    period: Literal["month", "week", "day"] = "month"
+    model: str = Field("", description="Only this model's spending.")
+    version: str = Field("", description="Only this version's; `model` says whose.")
+    key: str = Field("", description="Only what the API key with this id asked for; idle time is in no key's spending.")
+    alert_at: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.8, 1.0), min_length=1, max_length=8, description="Shares of the amount that are worth a warning."
+    )
+
+    @field_validator("alert_at")
+    @classmethod
+    def _rising(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(shares)))
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> BudgetConfig:
+        if self.version and not self.model:
+            raise ValueError(f"version {self.version!r} needs `model:` beside it")
+        return self
 
 
 class YardConfig(Section):
@@ -101,6 +128,7 @@ class YardConfig(Section):
 
     server: ServerConfig = ServerConfig()
     prices: PricesConfig = PricesConfig()
+    budgets: list[BudgetConfig] = Field([], max_length=100)
     drift: DriftConfig = DriftConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
 
@@ -110,6 +138,15 @@ class YardConfig(Section):
         for name in models:
             check_name("model", name)
         return models
+
+    @field_validator("budgets")
+    @classmethod
+    def _different_names(cls, budgets: list[BudgetConfig]) -> list[BudgetConfig]:
+        names = [budget.name for budget in budgets]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two budgets are called {name!r}: give each a name of its own")
+        return budgets
 
 
 class ConfigError(UserError):
@@ -209,7 +246,7 @@ def _known_keys(path: list[Any]) -> list[str]:
     section: type[BaseModel] | None = YardConfig
     skip = False
     for part in path:
-        if skip:  # a key that the user chose: a model's name, a version's label
+        if skip or isinstance(part, int):  # a key that the user chose (a model's name, a version's label), a place
             skip = False
             continue
         if section is None or part not in section.model_fields:

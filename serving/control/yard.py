@@ -229,7 +229,7 @@ class Yard:
             ingest,
             sampler,
             workers,
-            prices=lambda: Prices(**self.parts.config.prices.model_dump()),
+            prices=lambda: Prices(**self.parts.config.prices.model_dump(exclude={"compare", "price_map"})),
             live=self._live,
             token_prices=lambda: self._token_prices,
             sample_counts=self._samples.counts,

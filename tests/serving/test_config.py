@@ -58,6 +58,38 @@ def test_a_hosted_engines_url_is_kept_whole() -> None:
     assert parse(text).models["m"].versions["v1"].url == "http://x/v1"
 
 
+BUDGETS = """\
+budgets:
+  - {name: whole, amount: 500}
+  - {name: team, amount: 20.5, period: week, model: a, version: v1, key: key_1, alert_at: [1.0, 0.5, 0.5]}
+"""
+
+
+def test_budgets_are_of_the_yard_or_of_what_they_name() -> None:
+    whole, team = parse(BUDGETS + VALID).budgets
+    assert (whole.period, whole.model, whole.alert_at) == ("month", "", (0.8, 1.0))
+    assert (team.period, team.version, team.key, team.alert_at) == ("week", "v1", "key_1", (0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "words"),
+    [
+        ("amount: 500", "amount: 0", 2, "greater than 0"),
+        ("amount: 500", "amuont: 500", 2, "unknown key 'budgets.0.amuont': did you mean 'amount'?"),
+        ("model: a, version", "version", 3, "version 'v1' needs `model:` beside it"),
+        ("name: team", "name: whole", 1, "two budgets are called 'whole'"),
+        ("[1.0, 0.5, 0.5]", "[1.5]", 3, "less than or equal to 1"),
+        ("period: week", "period: year", 3, "'month', 'week' or 'day'"),
+    ],
+)
+def test_mistakes_about_budgets_are_named(before: str, after: str, line: int, words: str) -> None:
+    text = BUDGETS + VALID
+    assert before in text
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        parse(text.replace(before, after))
+    assert f"configuration:{line}:" in str(caught.value)
+
+
 def test_defaults_are_safe() -> None:
     config = parse(VALID)
     assert (config.server.host, config.server.admin_host) == ("127.0.0.1", "127.0.0.1")
