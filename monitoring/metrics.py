@@ -35,6 +35,7 @@ from monitoring.observe import (
 )
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import SamplerStatus
+from monitoring.series import FAMILY_MAX, SeriesCap
 from monitoring.statement import Statement
 from registry.entries import CounterKey, HistogramDelta, HistogramKey
 
@@ -165,11 +166,13 @@ class Metrics(Collector):
         version: str,
         python: str = "",
         clock: Callable[[], float] = time.monotonic,
+        family_max: int = FAMILY_MAX,
     ) -> None:
         self._build = {"version": version, "python": python}
         self._clock = clock
         self._published: tuple[Snapshot, float] = (Snapshot(), clock())
         self._cost: CostSeries = {}
+        self._cap = SeriesCap(family_max)
         registry.register(self)
 
     def publish(self, snapshot: Snapshot) -> None:
@@ -183,6 +186,20 @@ class Metrics(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        """Every family, each within the cap of `series`."""
+        count = 0
+        for family in self._families():
+            limited = self._cap.limit(family)
+            count += len(limited.samples)
+            yield limited
+        yield CounterMetricFamily(
+            "modelyard_metrics_series_dropped",
+            "Series that were left out because their family has too many.",
+            value=self._cap.dropped,
+        )
+        yield _gauge("modelyard_metrics_series", "Series of this exposition.", count + 2)
+
+    def _families(self) -> Iterator[Metric]:
         snapshot, published_at = self._published
         build = GaugeMetricFamily("modelyard_build_info", "Always 1; the labels say what runs.", labels=[*self._build])
         build.add_metric([*self._build.values()], 1)
