@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
-from monitoring.dashboards.overview import overview
+from monitoring.dashboards import engines, gpu_cost, overview, rollout, slo, versions
+from monitoring.dashboards.build import Board, build, text
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "configs" / "grafana" / "dashboards"
 
 
+def boards() -> list[Board]:
+    """Every dashboard, in the order in which they link to each other."""
+    return [module.board() for module in (overview, versions, rollout, gpu_cost, engines, slo)]
+
+
 def rendered() -> dict[str, str]:
     """File name -> its text."""
-    return {"overview.json": json.dumps(overview(), indent=2, ensure_ascii=False) + "\n"}
+    every = boards()
+    titles = [(board.uid, board.short_title) for board in every]
+    return {
+        board.uid.removeprefix("modelyard-") + ".json": text(
+            build(board, [(uid, title) for uid, title in titles if uid != board.uid])
+        )
+        for board in every
+    }
 
 
 def main(arguments: list[str]) -> int:
     check = "--check" in arguments
     folders = [Path(argument) for argument in arguments if not argument.startswith("-")]
     folder = folders[0] if folders else FOLDER
-    stale = [name for name, text in rendered().items() if _read(folder / name) != text]
+    made = rendered()
+    stale = [name for name, text in made.items() if _read(folder / name) != text]
     for name in stale if not check else []:
-        (folder / name).write_text(rendered()[name], encoding="utf-8")
+        (folder / name).write_text(made[name], encoding="utf-8")
     if stale:
         sys.stderr.write(f"{'stale' if check else 'wrote'}: {', '.join(stale)}\n")
     return int(check and bool(stale))
