@@ -36,7 +36,7 @@ class SignInNeededError(Exception):
     """Somebody asks for what only those who are signed in may see."""
 
 
-def mount(app: FastAPI, source: ConsoleSource) -> None:
+def serve(app: FastAPI, source: ConsoleSource) -> None:
     """Serve the console under `/console` of the application."""
 
     @app.get(PREFIX, include_in_schema=False)

@@ -80,16 +80,6 @@ class ConsoleSource(DataSource, Protocol):
     async def drift(self, model: str) -> Json:
         """As GET /admin/v1/drift."""
 
-    # --- requests ---
-
-    async def samples(self, *, model: str = "", version: str = "", since: float = 0.0, limit: int = 100) -> Json:
-        """As GET /admin/v1/samples: `{"total", "samples"}`."""
-
-    async def feedback(
-        self, *, model: str = "", version: str = "", since: float = 0.0, limit: int = 1000
-    ) -> list[Json]:
-        """As GET /admin/v1/feedback."""
-
     # --- the machine room ---
 
     async def engine_log(self, replica: str, lines: int) -> Json:
@@ -101,15 +91,14 @@ class ConsoleSource(DataSource, Protocol):
     # --- actions: each is in force when it returns ---
 
     async def plan_route(self, model: str, weights: Mapping[str, int]) -> Json:
-        """What `set_route` would do, without doing it: `{"before": weights, "after": weights, "moved_buckets",
-        "refusal"}`; `refusal` is "" or why it would need force."""
+        """What `set_route` would do, without doing it: `{"before": weights, "revision_before", "after": weights,
+        "moved_buckets", "refusal", …}`; `refusal` is "" or why it would need force."""
 
     async def set_route(self, model: str, weights: Mapping[str, int], *, force: bool, actor: str) -> Json:
         """As PUT …/route: `{"route", "generation", "applied_ms", "moved_buckets", "waiting_for"}`."""
 
     async def plan_rollback(self, model: str, to: int | None) -> Json:
-        """`{"before": weights, "after": weights, "moved_buckets", "revision", "created_at", "created_by"}` of the
-        revision that `roll_back` would restore."""
+        """The same, with `revision`, `created_at` and `created_by` of the route that `roll_back` would restore."""
 
     async def roll_back(self, model: str, to: int | None, *, actor: str) -> Json:
         """As POST …/rollback, and answers as `set_route`."""
@@ -133,5 +122,5 @@ class ConsoleSource(DataSource, Protocol):
     async def redeem(self, code: str) -> Cookie:
         """Admit whoever comes by a one-time link (`modelyard console`). Raises SignInError."""
 
-    def sign_out(self) -> str:
-        """The name of the cookie to forget."""
+    def sign_out(self, headers: Mapping[bytes, str]) -> str:
+        """End the session of a request with these headers; returns the name of the cookie to forget."""

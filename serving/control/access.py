@@ -128,6 +128,27 @@ class Access:
         key = next((one for one in self._keys() if hmac.compare_digest(one.digest, digest)), None)
         if not self.needs_credential(method, path):
             return key.id if key is not None else ""
+        return self._admitted(key)
+
+    def admit(self, credential: str) -> str:
+        """The id of the key of scope admin that this is, "" for the admin token. Raises ApiError (401, 403)."""
+        digest = _digest(credential.strip().encode("utf-8", errors="replace"))
+        if hmac.compare_digest(digest, self._token_digest):
+            return ""
+        return self._admitted(next((one for one in self._keys() if hmac.compare_digest(one.digest, digest)), None))
+
+    def is_in_force(self, key_id: str) -> bool:
+        """Whether the key may be used for changes now; the admin token ("") always may."""
+        if not key_id:
+            return True
+        key = next((one for one in self._keys() if one.id == key_id), None)
+        return key is not None and ADMIN_SCOPE in key.scopes and not 0 < key.expires_at <= self._clock()
+
+    def seal(self, text: str) -> str:
+        """A seal on the text that nobody makes without the admin token."""
+        return hmac.new(self._token_digest, text.encode(), hashlib.sha256).hexdigest()
+
+    def _admitted(self, key: Key | None) -> str:
         if key is None or 0 < key.expires_at <= self._clock():
             raise ApiError(401, f"the credential is not valid here: {_REMEDY}", code="invalid_admin_token")
         if ADMIN_SCOPE not in key.scopes:

@@ -23,12 +23,13 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from monitoring.console import SESSION_IN_SCOPE
 from monitoring.drift_watch import DriftWatch
+from monitoring.exposition import render
 from monitoring.statement import Statement
 from registry.certificates import is_loopback
 from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
@@ -39,6 +40,7 @@ from serving.control.access import SAFE_METHODS, Access
 from serving.control.admin_models import Health, Readiness, Restart, Status
 from serving.control.apply import RefusedError
 from serving.control.changes import Changes
+from serving.control.console_access import ConsoleAccess, is_console, to_sign_in
 from serving.control.plan import Plan
 from serving.control.samples import Samples
 from serving.errors import ApiError, envelope
@@ -49,7 +51,7 @@ BODY_BYTES_MAX = 4 * 1024 * 1024
 BODY_TIMEOUT_S = 30.0
 AUTHORITY = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]@:/?#\s]+)(:[0-9]*)?")
 """A host and perhaps a port: no user, nothing behind an address in brackets."""
-ONCE = frozenset({b"host", b"origin", b"authorization", b"x-api-key"})
+ONCE = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"cookie"})
 KEY_IN_SCOPE = "modelyard.key"
 """Where the guard leaves the id of the API key that a request was made with."""
 
@@ -122,8 +124,9 @@ class Control(Protocol):
     def engine_log(self, replica: str, lines: int) -> tuple[str, Sequence[str]]: ...
 
 
-def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
+def create_app(control: Control, *, host: str, access: Access, door: ConsoleAccess) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
+    from serving.control.admin_console import console_routes  # noqa: PLC0415 - as below
     from serving.control.admin_drift import drift_routes  # noqa: PLC0415 - as below
     from serving.control.admin_feedback import feedback_routes  # noqa: PLC0415 - as below
     from serving.control.admin_gates import gate_routes  # noqa: PLC0415 - as below
@@ -146,6 +149,7 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
     app.include_router(gate_routes(control), prefix="/admin/v1")
     app.include_router(feedback_routes(control), prefix="/admin/v1")
     app.include_router(drift_routes(control), prefix="/admin/v1")
+    app.include_router(console_routes(door), prefix="/admin/v1")
     _handle_errors(app)
 
     @app.get("/health", summary="Whether the control plane answers", tags=["monitoring"])
@@ -159,11 +163,11 @@ def create_app(control: Control, *, host: str, access: Access) -> FastAPI:
         return found
 
     @app.get("/metrics", summary="Metrics for Prometheus", tags=["monitoring"], response_class=Response)
-    async def metrics() -> Response:
-        text = await asyncio.to_thread(generate_latest, await control.scrape())
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        body, content_type = await asyncio.to_thread(render, await control.scrape(), request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
 
-    app.add_middleware(Guard, allowed=allowed_hosts(host), access=access)
+    app.add_middleware(Guard, allowed=allowed_hosts(host), access=access, door=door)
     _document(app, access)
     return app
 
@@ -202,10 +206,11 @@ class Guard:
     """Refuses what a web page could make a browser send (other hosts' names, other origins' changes), whoever shows no
     credential where one is needed, and huge bodies."""
 
-    def __init__(self, app: ASGIApp, allowed: Callable[[str], bool], access: Access) -> None:
+    def __init__(self, app: ASGIApp, allowed: Callable[[str], bool], access: Access, door: ConsoleAccess) -> None:
         self._app = app
         self._allowed = allowed
         self._access = access
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -216,7 +221,8 @@ class Guard:
                 except ApiError as refused:
                     error = refused
             if error is not None:
-                await error_response(error)(scope, receive, send)
+                is_stranger = error.status == 401 and is_console(scope["path"])
+                await (to_sign_in(scope) if is_stranger else error_response(error))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -232,7 +238,10 @@ class Guard:
         if origin and scope["method"] not in SAFE_METHODS and not self._allowed(origin.partition("://")[2]):
             return ApiError(403, f"changes are not taken from the origin {origin!r}", code="origin_not_allowed")
         try:
-            scope[KEY_IN_SCOPE] = self._access.check(scope["method"], scope["path"], headers)
+            if is_console(scope["path"]):
+                scope[SESSION_IN_SCOPE] = self._door.check(scope["method"], scope["path"], headers)
+            else:
+                scope[KEY_IN_SCOPE] = self._access.check(scope["method"], scope["path"], headers)
         except ApiError as error:
             return error
         length = headers.get(b"content-length", "0")

@@ -57,12 +57,12 @@ def drift_routes(control: Control) -> APIRouter:
 
     @router.get("/drift", summary="Live drift: the latest checks, references, episodes")
     async def drift(model: Model = "") -> DriftView:
-        return await _view(control, model)
+        return await drift_view(control, model)
 
     @router.post("/drift/check", summary="Compare windows with their references now")
     async def check(model: Model = "") -> DriftView:
         await control.drift.check(model)
-        return await _view(control, model)
+        return await drift_view(control, model)
 
     @router.put("/drift/references/{model}", summary="Pin a reference in place of the model's present one")
     async def pin(model: str, body: PinReference, actor: Actor) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def drift_routes(control: Control) -> APIRouter:
     return router
 
 
-async def _view(control: Control, model: str) -> DriftView:
+async def drift_view(control: Control, model: str) -> DriftView:
+    """What is known of live drift; of one model where it is named."""
     watch = control.drift
     board = watch.board
 

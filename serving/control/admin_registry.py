@@ -113,12 +113,12 @@ def _traffic_routes(router: APIRouter, control: Control) -> None:
     @router.put("/models/{model}/route", tags=["traffic"], summary="Divide the model's traffic anew")
     async def set_route(model: str, body: SetRoute, actor: Actor) -> RouteChanged:
         """Answers once every worker serves by it."""
-        return _changed(await control.changes.set_route(model, body.weights, actor=actor, force=body.force))
+        return route_changed(await control.changes.set_route(model, body.weights, actor=actor, force=body.force))
 
     @router.post("/models/{model}/rollback", tags=["traffic"], summary="Bring an earlier route back")
     async def rollback(model: str, actor: Actor, body: Rollback | None = None) -> RouteChanged:
         """Every key returns to the version it had then. Answers once every worker serves by it."""
-        return _changed(await control.changes.roll_back(model, body.to if body else None, actor=actor))
+        return route_changed(await control.changes.roll_back(model, body.to if body else None, actor=actor))
 
     @router.get("/models/{model}/route/history", tags=["traffic"], summary="Revisions of the route, newest first")
     def route_history(model: str, limit: Limit = 50) -> list[RouteView]:
@@ -129,7 +129,8 @@ def _traffic_routes(router: APIRouter, control: Control) -> None:
         return [AuditView.of(entry) for entry in control.registry.audit(limit, subject)]
 
 
-def _changed(changed: Changed) -> RouteChanged:
+def route_changed(changed: Changed) -> RouteChanged:
+    """How the admin API tells of a route that is in force."""
     return RouteChanged(
         route=RouteView.of(changed.route),
         generation=changed.published.generation,

@@ -42,6 +42,19 @@ class Changed:
     moved_buckets: int
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a change of a route would do, found without doing it."""
+
+    before: Route
+    weights: Mapping[str, int]
+    moved_buckets: int
+    target: Route | None = None
+    """The revision that a rollback would restore."""
+    refusal: str = ""
+    """Why it would need force; "" where it would not."""
+
+
 class UndeclaredUrlError(UserError):
     """A caller of the admin API names an address that the configuration does not."""
 
@@ -123,6 +136,27 @@ class Changes:
                 action="route.rollback",
             )
             return await self._published(route, before, started)
+
+    def plan_route(self, model: str, weights: Mapping[str, int]) -> Planned:
+        """What `set_route` would do now. Blocking. Raises as it does, but for what force overcomes."""
+        before = self.route(model)
+        ordered = in_order(check_weights(weights), before.weights)
+        for label in ordered:
+            self._registry.version(model, label)
+        refusal = ""
+        try:
+            self._check_ready(model, ordered, before.weights)
+        except ConflictError as error:
+            refusal = str(error)
+        refusal = refusal or self._ungated(model, ordered, before.weights)
+        moved = moved_buckets(before.allocation, allocate(ordered, before.allocation))
+        return Planned(before, ordered, moved, refusal=refusal)
+
+    def plan_rollback(self, model: str, to: int | None) -> Planned:
+        """What `roll_back` would do now. Blocking. Raises as it does."""
+        before = self.route(model)
+        target = self._target(model, to)
+        return Planned(before, target.weights, moved_buckets(before.allocation, target.allocation), target)
 
     async def set_alias(self, model: str, name: str, label: str, *, actor: str) -> Alias:
         async with self.lock:

@@ -173,6 +173,23 @@ class Desk:
         await asyncio.to_thread(record, actor=actor, at=time.time(), after=after)
         return done
 
+    async def restart_engine(self, replica: str, *, actor: str) -> float:
+        """Let an engine answer what it has, then start it anew; returns, once it is starting, how long that took.
+
+        Raises NotFoundError, or EngineError for an engine that somebody else runs.
+        """
+        before = next((one for one in self._parts.supervisor.replicas() if one.id == replica), None)
+        if before is None:
+            self.engine_log(replica, 1)  # raises, naming those that there are
+        assert before is not None
+        began = time.monotonic()
+        async with self._apply_lock:
+            await self._parts.supervisor.restart(replica, drain=self._emptied)
+        took_s = time.monotonic() - began
+        record = partial(self._parts.registry.record, "engine.restart", replica)
+        await asyncio.to_thread(record, actor=actor, at=time.time(), before={"state": before.state, "pid": before.pid})
+        return took_s
+
     def restart_progress(self) -> Restart:
         progress = self._parts.workers.progress or Progress(0, running=False)
         made = [ReplacementView(**asdict(one)) for one in progress.done]

@@ -22,6 +22,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from monitoring.console import mount
 from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch import DriftWatch
 from monitoring.engine_scrape import EngineScraper
@@ -46,6 +47,8 @@ from serving.control.admin_api import create_app
 from serving.control.admin_server import AdminServer, bind
 from serving.control.apply import Applier, engine_environment, limits_of, tracing_of, traits_of
 from serving.control.changes import Changes
+from serving.control.console import YardConsole
+from serving.control.console_access import ConsoleAccess
 from serving.control.desk import Desk, Parts
 from serving.control.ingest import Ingest
 from serving.control.lock import YardLock
@@ -244,7 +247,10 @@ class Yard:
         check_public(server, has_keys=await asyncio.to_thread(self.parts.registry.has_keys))
         listener = bind(server.admin_host, server.admin_port)
         access = Access(admin_token(self.state.admin_token), self._keys, host=server.admin_host)
-        self._admin = AdminServer(create_app(self.desk, host=server.admin_host, access=access), listener)
+        door = ConsoleAccess(access)
+        app = create_app(self.desk, host=server.admin_host, access=access, door=door)
+        mount(app, YardConsole(self.desk, self.parts, self.state.runs, door))
+        self._admin = AdminServer(app, listener)
         self._stack.push_async_callback(self._admin.stop)
         if not self.parts.workers.left_running():
             check_port_free(server.host, server.port, "--port")

@@ -112,6 +112,28 @@ class Supervisor:
                 replica.start()
         self._on_change()
 
+    async def restart(self, replica_id: str, *, drain: Drain | None = None, deadline_s: float = STOP_S) -> None:
+        """Stop one replica and start it anew; returns when it is starting. It is `draining` first, and `drain` awaited.
+
+        Raises EngineError where there is none of that id, or where nothing of it runs on this machine.
+        """
+        async with self._applying:
+            before = self._replicas.get(replica_id)
+            if before is None:
+                raise EngineError(f"there is no engine {replica_id}")
+            if before.version.manifest.engine == "external":
+                raise EngineError(f"{replica_id} is run by somebody else: restart it where it runs")
+            await self._retire([before], drain, deadline_s)
+            if self._is_over:
+                raise EngineError("the engines are being stopped")
+            fresh = Replica(
+                before.version, policy=self._policy, client=self._client, chance=self._chance, on_change=self._on_change
+            )
+            fresh.life = replace(fresh.life, restarts=before.life.restarts + 1)
+            self._replicas[replica_id] = fresh
+            fresh.start()
+            self._on_change()
+
     def replicas(self) -> list[ReplicaStatus]:
         """Every replica's status, by id."""
         return [self._replicas[identity].status() for identity in sorted(self._replicas)]
