@@ -24,6 +24,9 @@ COLUMNS: Final = 24
 TAGS: Final = ["modelyard", "llm"]
 REFRESHES: Final = ["5s", "10s", "30s", "1m", "5m", "15m", "1h"]
 
+UNKNOWN: Final = ("id", "auto", "auto_min", "auto_count")
+"""Fields that the SDK's oldest types give every variable, and that Grafana's own schema has not for these kinds."""
+
 Kind = Literal["timeseries", "stat", "table", "bargauge", "state-timeline"]
 Limits = tuple[tuple[float | None, str], ...]
 
@@ -89,6 +92,8 @@ class Annotation:
     name: str
     expr: str
     colour: str
+    title: str
+    """What a mark is called; `{{label}}` stands for a label's value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +135,10 @@ def build(board: Board, others: Sequence[tuple[str, str]]) -> model.Dashboard:
         .tooltip(model.DashboardCursorSync.CROSSHAIR)
         .timezone("browser")
         .refresh(board.refresh)
-        .timepicker(dashboards.TimePicker().refresh_intervals(REFRESHES))
         .time(board.since, "now")
         .version(1)
         .variables([_datasource(), *(_variable(name) for name in board.variables)])
-        .annotations([_annotation(each) for each in board.annotations])
+        .annotations([_Annotation(each) for each in board.annotations])
         .links([_link(uid, title) for uid, title in others])
     )
     y = 0
@@ -145,7 +149,13 @@ def build(board: Board, others: Sequence[tuple[str, str]]) -> model.Dashboard:
 
 def text(dashboard: model.Dashboard) -> str:
     """Its JSON, the same bytes for the same dashboard."""
-    return json.dumps(dashboard, cls=JSONEncoder, indent=2, ensure_ascii=False) + "\n"
+    whole = json.loads(json.dumps(dashboard, cls=JSONEncoder))
+    for variable in whole["templating"]["list"]:
+        for name in UNKNOWN:
+            variable.pop(name, None)
+    del whole["style"]  # no dashboard has a theme of its own any more
+    whole["timepicker"] = {"refresh_intervals": REFRESHES}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def _place(builder: dashboards.Dashboard, row: Row, y: int, titles: dict[str, str]) -> int:
@@ -265,15 +275,23 @@ def _variable(name: str) -> Builder[model.VariableModel]:
     )
 
 
-def _annotation(annotation: Annotation) -> Builder[model.AnnotationQuery]:
-    return (
-        dashboards.AnnotationQuery()
-        .name(annotation.name)
-        .datasource(DATASOURCE)
-        .enable(True)
-        .icon_color(annotation.colour)
-        .expr(annotation.expr)
-    )
+class _Mark(model.AnnotationQuery):
+    """An annotation with the title that only Grafana's Prometheus source knows."""
+
+    def __init__(self, annotation: Annotation) -> None:
+        super().__init__(annotation.name, DATASOURCE, icon_color=annotation.colour, expr=annotation.expr)
+        self.title = annotation.title
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), "titleFormat": self.title}
+
+
+class _Annotation(Builder[model.AnnotationQuery]):
+    def __init__(self, annotation: Annotation) -> None:
+        self._mark = _Mark(annotation)
+
+    def build(self) -> model.AnnotationQuery:
+        return self._mark
 
 
 def _link(uid: str, title: str) -> Builder[model.DashboardLink]:

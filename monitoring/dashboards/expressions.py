@@ -21,7 +21,10 @@ NEEDS: Final = (
     (re.compile(r"modelyard_cost_per_1k_good_"), "an objective (`models.NAME.slo`)"),
     (re.compile(r"basis=\"energy\""), "an energy meter (GPUs have one)"),
     (re.compile(r"modelyard_sample_ratio_"), "a route with two arms and sticky units"),
-    (re.compile(r"modelyard_engine_(?!up|restarts|memory|scrapes|reading)"), "an engine that publishes that reading"),
+    (
+        re.compile(r"modelyard_engine_(?!up|restarts|memory|scrapes|reading|(?:prompt|completion)_tokens)"),
+        "an engine that publishes that reading",
+    ),
 )
 
 

@@ -34,7 +34,7 @@ DEVICES = Row(
         Panel(
             132,
             "Memory in use",
-            "Share of the device's memory. From 95% ModelyardGpuMemoryHigh fires on a GPU: the next engine will not "
+            "Share of the device's memory. From 97% ModelyardGpuMemoryHigh fires on a GPU: the next engine will not "
             "fit; fewer slots, a shorter context, or one engine less.",
             (
                 Query(
@@ -151,8 +151,8 @@ HEALTH = Row(
         Panel(
             151,
             "Device answers",
-            "Whether the driver still gives readings. Down: driver or device is lost; `nvidia-smi` tells, and the time "
-            "meanwhile is marked, not guessed.",
+            "Whether the driver still gives readings. Down: driver or device is lost (ModelyardNvmlStale); "
+            "`nvidia-smi` tells which, and the time meanwhile is marked, not guessed.",
             (Query(f"max by (device) (modelyard_gpu_up{{{DEVICE}}})", "{{device}}"),),
             kind="state-timeline",
             mappings=UP,
@@ -244,8 +244,8 @@ COUNTERS = Row(
         Panel(
             163,
             "Age of the last reading",
-            "Above a minute ModelyardNvmlStale fires: the driver or the sampler hangs, and cost on the allocated basis "
-            "is short by that time.",
+            "Above a minute ModelyardDeviceReadingsStale fires: the driver or the sampler hangs, and cost on the "
+            "allocated basis is short by that time.",
             (Query("time() - modelyard_sampler_last_reading_timestamp_seconds", "age"),),
             unit="s",
             limits=((None, "green"), (60.0, "red")),

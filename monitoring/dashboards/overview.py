@@ -382,7 +382,7 @@ BEHIND = Row(
         Panel(
             145,
             "Disk free",
-            "Room left where the state directory lies. When it is full nothing is counted any more: remove old "
+            "Room left where the state directory lies. Below 5% ModelyardDiskFilling fires: remove old "
             "runs and artifacts, or give it more.",
             (
                 Query(
@@ -392,7 +392,7 @@ BEHIND = Row(
             ),
             unit="percentunit",
             top=1.0,
-            limits=((None, "red"), (0.1, "orange"), (0.2, "green")),
+            limits=((None, "red"), (0.05, "orange"), (0.3, "green")),
         ),
         Panel(
             146,

@@ -32,8 +32,9 @@ ERRORS: Final[Limits] = ((None, "green"), (0.01, "orange"), (0.05, "red"))
 FIRST_TOKEN: Final[Limits] = ((None, "green"), (2.0, "orange"), (5.0, "red"))
 """Red where ModelyardFirstTokenSlow fires."""
 FULL: Final[Limits] = ((None, "green"), (0.85, "orange"), (0.95, "red"))
+"""Red where ModelyardKvCacheFull fires; ModelyardGpuMemoryHigh a little above."""
 BURN: Final[Limits] = ((None, "green"), (1.0, "orange"), (6.0, "red"), (14.4, "dark-red"))
-"""1: the budget lasts exactly its window; 6 and 14.4: where the slow and the fast alert fire."""
+"""1: the budget lasts exactly its window (above: ModelyardSloBurnSlow); 6 and 14.4: ModelyardSloBurnFast."""
 
 HOLDS: Final = (("0", "holds", "green"), ("1", "broken", "red"))
 UP: Final = (("0", "down", "red"), ("1", "up", "green"))
@@ -43,6 +44,7 @@ ROUTE_CHANGES: Final = Annotation(
     "Route changed",
     f"modelyard_route_revision{{{MODEL}}} != modelyard_route_revision{{{MODEL}}} offset 1m",
     "blue",
+    "Route of {{model}} changed",
 )
 """Asked once a minute by Grafana, so a change is one mark."""
 

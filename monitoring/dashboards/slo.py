@@ -83,7 +83,7 @@ STATE = Row(
             104,
             "Budget would last",
             f"Days until nothing is left of a full budget of {BUDGET_DAYS} days at the pace of the last 6 hours. Less "
-            "than five: ModelyardSloBurnSlow fires; look for it today.",
+            "than five: ModelyardSloBurnFast fires; find the version that spends it, now.",
             Query(f"{BUDGET_DAYS} * 86400 / clamp_min({burn('6h')}, 0.01)", "{{model}}"),
             unit="s",
             decimals=1,
@@ -132,8 +132,8 @@ RATES = Row(
         Panel(
             112,
             "Slow burn: 6 hours and 3 days",
-            "Above 1 the budget does not last its window; six hours above 6: ModelyardSloBurnSlow. Nothing is on fire, "
-            "but a version or a machine is not good enough: plan for it.",
+            "Both above 1: the budget does not last its window, ModelyardSloBurnSlow fires. Nothing is on fire, but a "
+            "version or a machine is not good enough: plan for it. Six hours above 6 is ModelyardSloBurnFast.",
             (Query(burn("6h"), "6h {{model}}"), Query(burn("3d"), "3d {{model}}")),
             width=12,
             decimals=1,
