@@ -5,7 +5,7 @@ Owns: CPU and process readings. Never: keeping them, deciding what a process is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ class CpuReader:
         self._root = root
         self._name = _cpu_name(root)
         self._times: tuple[float, float] | None = None
+        self._table = ProcessTable()
 
     def read(self, at: float, pids: Iterable[int] = ()) -> list[DeviceReading]:
         absent = {
@@ -38,7 +39,7 @@ class CpuReader:
         if self._name is None:
             absent["name"] = "the system does not say"
         memory = psutil.virtual_memory()
-        processes = [reading for pid in pids if (reading := read_process(pid)) is not None]
+        processes = self._table.read(pids, at)
         return [
             DeviceReading(
                 kind="cpu",
@@ -49,7 +50,7 @@ class CpuReader:
                 utilisation=utilisation,
                 memory_used_bytes=memory.total - memory.available,
                 memory_total_bytes=memory.total,
-                processes=tuple(processes),
+                processes=tuple(processes.values()),
                 absent=absent,
             )
         ]
@@ -67,29 +68,80 @@ class CpuReader:
         return min(1.0, max(0.0, 1 - (idle - before[1]) / (total - before[0])))
 
 
-def read_process(pid: int) -> ProcessReading | None:
-    """CPU seconds and resident memory of a process and its descendants; None where there is no such process.
-
-    Seconds of descendants that have ended are in their parent's reaped time, so the sum keeps growing as they end.
+class ProcessTable:
+    """Processes with their descendants. The system's table is walked every `refresh_s`, as that costs most of a
+    reading: a child that is found later brings its CPU seconds along, one that ended meanwhile left them to its parent.
     """
-    try:
-        process = psutil.Process(pid)
-        started_at = process.create_time()
-        family = [process, *process.children(recursive=True)]
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return None
-    cpu_s, memory_bytes, seen = 0.0, 0, False
+
+    def __init__(self, refresh_s: float = 5.0) -> None:
+        self._refresh_s = refresh_s
+        self._walked_at: float | None = None
+        self._families: dict[int, list[psutil.Process]] = {}
+        self._owners: dict[int, int] = {}
+        self._strangers: frozenset[int] = frozenset()
+
+    def read(self, pids: Iterable[int], at: float) -> dict[int, ProcessReading]:
+        """pid -> CPU seconds and resident memory of it and its descendants; none where there is no such process."""
+        wanted = set(pids)
+        if not self._is_fresh(at) or wanted != self._families.keys():
+            self._walk(wanted, at)
+        found = {pid: _sum(pid, family) for pid, family in self._families.items()}
+        return {pid: reading for pid, reading in found.items() if reading is not None}
+
+    def owners(self, pids: Iterable[int], at: float) -> dict[int, int]:
+        """Of `pids` those that are, or descend from, a process that was last asked for: pid -> that process."""
+        asked = set(pids)
+        unknown = asked - self._owners.keys() - self._strangers
+        if unknown and self._walked_at != at:
+            self._walk(set(self._families), at)
+        self._strangers |= unknown - self._owners.keys()
+        return {pid: self._owners[pid] for pid in asked & self._owners.keys()}
+
+    def _is_fresh(self, at: float) -> bool:
+        return self._walked_at is not None and 0 <= at - self._walked_at < self._refresh_s
+
+    def _walk(self, pids: set[int], at: float) -> None:
+        children: dict[int, list[psutil.Process]] = {}
+        processes: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter(["ppid"]) if pids else ():
+            processes[process.pid] = process
+            children.setdefault(process.info["ppid"], []).append(process)
+        self._families, self._owners, self._strangers = {}, {}, frozenset()
+        for pid in pids:
+            family = [processes[pid]] if pid in processes else []
+            for member in family:  # grows as it is walked
+                self._owners.setdefault(member.pid, pid)
+                family += children.get(member.pid, ())
+            self._families[pid] = family
+        self._walked_at = at
+
+
+def read_process(pid: int) -> ProcessReading | None:
+    """CPU seconds and resident memory of a process and its descendants; None where there is no such process."""
+    return ProcessTable().read([pid], 0.0).get(pid)
+
+
+def _sum(pid: int, family: Sequence[psutil.Process]) -> ProcessReading | None:
+    """Seconds of descendants that have ended are in their parent's reaped time, so the sum keeps growing as they end.
+    None where `pid`, the first of the family, has ended."""
+    started_at: float | None = None
+    cpu_s, memory_bytes = 0.0, 0
     for member in family:
         try:
             with member.oneshot():
                 times = member.cpu_times()
                 memory_bytes += member.memory_info().rss
+                if member.pid == pid:
+                    started_at = member.create_time()
+                    if not member.is_running():  # another one has its number now
+                        return None
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue  # ended between the listing and the reading
-        seen = True
+            if member.pid == pid:
+                return None
+            continue  # ended since the table was walked
         cpu_s += times.user + times.system
         cpu_s += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-    return ProcessReading(pid, started_at, memory_bytes, None, cpu_s) if seen else None
+    return None if started_at is None else ProcessReading(pid, started_at, memory_bytes, cpu_s=cpu_s)
 
 
 def cores_held(root: Path = Path("/")) -> float:

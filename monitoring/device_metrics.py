@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from monitoring.devices import DeviceReading
+from monitoring.gpu_metrics import collect_gpus, collect_use
 from monitoring.sampler import SamplerStatus
 from monitoring.statement import Statement
 
@@ -59,6 +60,7 @@ def collect_devices(devices: Sequence[DeviceReading], engine_memory: Mapping[str
         if device.energy_j is not None:
             energy.add_metric([device.device], device.energy_j)
     yield energy
+    yield from collect_gpus(devices)
     memory = GaugeMetricFamily(
         "modelyard_engine_memory_bytes", "Device memory of a version's engines.", labels=["model", "version"]
     )
@@ -82,6 +84,7 @@ def collect_sampler(status: SamplerStatus) -> Iterator[Metric]:
         ("modelyard_sampler_cpu_seconds", "CPU seconds spent on reading.", status.own_cpu_s),
     ):
         yield CounterMetricFamily(name, help_text, value=value)
+    yield from collect_use(status)
 
 
 CostSeries = Mapping[tuple[str, tuple[str, ...]], float]

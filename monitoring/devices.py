@@ -29,6 +29,8 @@ class ProcessReading:
     """Device memory on a GPU, resident memory on a CPU."""
     utilisation: float | None = None
     """Share of the device's compute time since the last reading, 0 to 1."""
+    sm_s: float | None = None
+    """Seconds of the whole GPU that its kernels took since the last reading; None where the driver does not say."""
     cpu_s: float | None = None
     """CPU seconds since the process started."""
 
@@ -56,9 +58,27 @@ class DeviceReading:
     temperature_c: float | None = None
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
+    power_limit_w: float | None = None
+    """What the driver lets it draw now."""
+    throttle_reasons: frozenset[str] | None = None
+    """Why the clocks are lower than they could be: words of `monitoring.gpu_values.THROTTLE_REASONS`."""
+    ecc_corrected: int | None = None
+    """Memory errors of the board's life."""
+    ecc_uncorrected: int | None = None
+    xid_errors: Mapping[int, int] | None = None
+    """XID -> how often the driver reported it since this process began to watch."""
+    mig: bool | None = None
+    """Whether the GPU is divided into instances (MIG)."""
+    mps: bool | None = None
+    """Whether processes share it through NVIDIA's Multi-Process Service now."""
     processes: tuple[ProcessReading, ...] | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Field -> why it could not be read."""
+    """Field -> why it could not be read; `device`: nothing of it could be."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device, or its driver, did not answer at all."""
+        return "device" in self.absent
 
 
 class Reader(Protocol):

@@ -1,25 +1,43 @@
 """Readings of NVIDIA GPUs through NVML (`pynvml` of nvidia-ml-py).
 
-Owns: NVML's calls and what each may answer. Never: keeping readings, CUDA.
+Owns: NVML's session (opened, lost, opened anew), which GPUs there are. Never: keeping readings, CUDA.
 
 Every call may be refused on its own (MIG, virtual GPUs, containers, old drivers, a GPU that fell off its bus): that
-value is absent then, with NVML's own words, and the others stand.
+value is absent then, with NVML's own words, and the others stand. A GPU that was seen once has a reading for ever:
+lost (everything absent) while it, or the driver, does not answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import pynvml
 
 from monitoring.cost import DeviceKind
 from monitoring.cpu import CpuReader
 from monitoring.devices import DeviceReading, DeviceUnavailableError, ProcessReading, Reader
+from monitoring.gpu_events import XidEvents
+from monitoring.gpu_processes import Sample, SmMeter, SmUse
+from monitoring.gpu_values import Calls, lasting_values, moving_values
 
-T = TypeVar("T")
-REOPEN_S: Final = 30.0
-"""How long to wait before NVML is opened anew after a GPU was lost."""
+REOPEN_FIRST_S: Final = 1.0
+REOPEN_MAX_S: Final = 60.0
+"""How long to wait before NVML is opened anew after a GPU was lost: twice as long after each try."""
+LASTING_S: Final = 1.0
+"""Values that hardly ever change are asked for this often, whatever the rate of readings."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A GPU that was seen."""
+
+    index: int
+    sm: SmMeter = field(default_factory=SmMeter)
+    lasting: dict[str, Any] = field(default_factory=dict)
+    lasting_absent: dict[str, str] = field(default_factory=dict)
+    lasting_at: float | None = None
 
 
 class NvmlReader:
@@ -28,29 +46,44 @@ class NvmlReader:
     kind: DeviceKind = "gpu"
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[str, str | None]] = {}
-        self._last_seen_us: dict[int, int] = {}
-        self._lost_at: float | None = None
+        self._known: dict[str, _Known] = {}
+        self._xids = XidEvents()
+        self._reopen_at: float | None = None
+        self._wait_s = REOPEN_FIRST_S
+        self._closed = ""
         self._open()
 
     def read(self, at: float, pids: Iterable[int] = ()) -> list[DeviceReading]:
-        """One reading per GPU, lost ones included (everything absent). `pids` are not needed: NVML lists processes."""
-        if self._lost_at is not None and at - self._lost_at >= REOPEN_S:
-            self.close()
-            self._open()
-            self._lost_at = None
+        """One reading per GPU, lost ones included. `pids` are not needed: NVML lists processes. Raises
+        DeviceUnavailableError where the driver went away before any GPU was seen."""
+        if self._reopen_at is not None and at >= self._reopen_at:
+            self._closed = self._reopen(at)
+        count, why = 0, self._closed
         try:
-            count = pynvml.nvmlDeviceGetCount()
+            count = 0 if why else pynvml.nvmlDeviceGetCount()
         except pynvml.NVMLError as error:
-            self._lost_at = self._lost_at if self._lost_at is not None else at - REOPEN_S
-            raise DeviceUnavailableError(f"NVML does not answer: {error}") from None
-        return [self._read_device(index, at) for index in range(max(count, len(self._known)))]
+            why = f"NVML does not answer: {error}"
+        if why and not self._known:
+            self._in_trouble(at)
+            raise DeviceUnavailableError(why)
+        self._xids.collect()
+        readings = [self._read_device(index, at) for index in range(count)]
+        answered = {reading.device for reading in readings}
+        for device, known in self._known.items():
+            if device not in answered:
+                readings.append(_lost(device, known, at, why or "the driver does not list it any more"))
+        if any(reading.lost for reading in readings):
+            self._in_trouble(at)
+        else:
+            self._reopen_at, self._wait_s = None, REOPEN_FIRST_S
+        return sorted(readings, key=lambda reading: reading.index)
 
     def close(self) -> None:
+        self._xids.close()
         try:
             pynvml.nvmlShutdown()
-        except pynvml.NVMLError_Uninitialized:
-            return
+        except pynvml.NVMLError:
+            return  # it was shut already, or the driver is gone
 
     def _open(self) -> None:
         try:
@@ -62,76 +95,73 @@ class NvmlReader:
             self.close()
             raise DeviceUnavailableError("NVML shows no GPU")
 
+    def _reopen(self, at: float) -> str:
+        """Open NVML anew; "" or why that is not possible now. What was measured from reading to reading begins anew."""
+        self._wait_s = min(2 * self._wait_s, REOPEN_MAX_S)
+        self._reopen_at = at + self._wait_s
+        self.close()
+        for known in self._known.values():
+            known.sm, known.lasting_at = SmMeter(), None
+        try:
+            self._open()
+        except DeviceUnavailableError as error:
+            return str(error)
+        return ""
+
+    def _in_trouble(self, at: float) -> None:
+        if self._reopen_at is None:
+            self._reopen_at = at + self._wait_s
+
     def _read_device(self, index: int, at: float) -> DeviceReading:
-        values = _Values()
-        handle = values.call("device", pynvml.nvmlDeviceGetHandleByIndex, index)
-        if handle is None:
-            return self._lost_reading(index, at, values)
-        uuid = values.call("uuid", pynvml.nvmlDeviceGetUUID, handle)
-        name = values.call("name", pynvml.nvmlDeviceGetName, handle)
-        if uuid is None and values.lost:
-            return self._lost_reading(index, at, values)
-        uuid = uuid or f"gpu-{index}"
-        self._known[index] = (uuid, name)
-        rates = values.call("utilisation", pynvml.nvmlDeviceGetUtilizationRates, handle)
-        memory = values.call("memory", pynvml.nvmlDeviceGetMemoryInfo, handle)
-        power_mw = values.call("power_w", pynvml.nvmlDeviceGetPowerUsage, handle)
-        energy_mj = values.call("energy_j", pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-        sm_mhz = values.call("sm_clock_hz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM)
-        memory_mhz = values.call("memory_clock_hz", pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM)
-        temperature = values.call("temperature_c", _temperature, handle)
-        processes = values.call("processes", self._processes, index, handle, values)
-        if values.lost:
-            self._lost_at = self._lost_at if self._lost_at is not None else at
+        calls = Calls()
+        handle = calls("device", pynvml.nvmlDeviceGetHandleByIndex, index)
+        device = None if handle is None else calls("uuid", pynvml.nvmlDeviceGetUUID, handle)
+        if handle is None or (device is None and calls.lost):
+            return self._lost_at_index(index, at, calls)
+        device = device or f"gpu-{index}"
+        known = self._known.setdefault(device, _Known(index))
+        known.index = index
+        values = moving_values(calls, handle)
+        processes = calls("processes", self._processes, known, handle, calls, at)
+        if calls.lost:
+            return _lost(device, known, at, next(iter(calls.absent.values())))
+        if known.lasting_at is None or not 0 <= at - known.lasting_at < LASTING_S:
+            lasting = Calls()
+            known.lasting, known.lasting_at = lasting_values(lasting, handle), at
+            known.lasting_absent = lasting.absent
+        unwatched = self._xids.watch(device, handle)
+        absent = calls.absent | known.lasting_absent | ({"xid_errors": unwatched} if unwatched else {})
         return DeviceReading(
             kind="gpu",
-            device=uuid,
+            device=device,
             at=at,
             index=index,
-            name=name,
-            utilisation=None if rates is None else rates.gpu / 100,
-            memory_used_bytes=None if memory is None else int(memory.used),
-            memory_total_bytes=None if memory is None else int(memory.total),
-            power_w=None if power_mw is None else power_mw / 1e3,
-            energy_j=None if energy_mj is None else energy_mj / 1e3,
-            temperature_c=None if temperature is None else float(temperature),
-            sm_clock_hz=None if sm_mhz is None else sm_mhz * 1e6,
-            memory_clock_hz=None if memory_mhz is None else memory_mhz * 1e6,
             processes=processes,
-            absent=values.absent,
+            xid_errors=self._xids.counts(device),
+            absent=absent,
+            **values,
+            **known.lasting,
         )
 
-    def _lost_reading(self, index: int, at: float, values: _Values) -> DeviceReading:
-        """A GPU that does not answer: everything absent, under the name that it was known by."""
-        if self._lost_at is None:
-            self._lost_at = at
-        uuid, name = self._known.get(index, (f"gpu-{index}", None))
-        return DeviceReading(kind="gpu", device=uuid, at=at, index=index, name=name, absent=values.absent)
+    def _lost_at_index(self, index: int, at: float, calls: Calls) -> DeviceReading:
+        """A GPU that does not answer, under the name that it was known by."""
+        why = next(iter(calls.absent.values()))
+        for device, known in self._known.items():
+            if known.index == index:
+                return _lost(device, known, at, why)
+        return _lost(f"gpu-{index}", _Known(index), at, why)
 
-    def _processes(self, index: int, handle: Any, values: _Values) -> tuple[ProcessReading, ...]:
-        """Compute processes with their memory, and their share of SM time where the driver gives it."""
+    def _processes(self, known: _Known, handle: Any, calls: Calls, at: float) -> tuple[ProcessReading, ...]:
+        """Compute processes with their memory, and what they had of the SMs where the driver says it."""
         running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        shares = values.call("process_utilisation", self._process_shares, index, handle) or {}
         memory = {process.pid: process.usedGpuMemory for process in running}
+        use = calls("process_utilisation", _sm_use, known.sm, handle, at, memory)
+        if use is None:
+            return tuple(ProcessReading(pid, memory_bytes=memory[pid]) for pid in sorted(memory))
         return tuple(
-            ProcessReading(pid, memory_bytes=memory[pid], utilisation=shares.get(pid)) for pid in sorted(memory)
+            ProcessReading(pid, memory_bytes=memory.get(pid), utilisation=use[pid].share, sm_s=use[pid].sm_s)
+            for pid in sorted(use)
         )
-
-    def _process_shares(self, index: int, handle: Any) -> dict[int, float]:
-        """pid -> mean SM utilisation of the driver's samples since the last reading."""
-        try:
-            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, self._last_seen_us.get(index, 0))
-        except pynvml.NVMLError as error:
-            # No sample since then; pynvml raises its "success" too where the driver has none to give.
-            if error.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND):
-                return {}
-            raise
-        found: dict[int, list[int]] = {}
-        for sample in samples:
-            if sample.pid:
-                found.setdefault(sample.pid, []).append(sample.smUtil)
-                self._last_seen_us[index] = max(self._last_seen_us.get(index, 0), sample.timeStamp)
-        return {pid: sum(shares) / len(shares) / 100 for pid, shares in found.items()}
 
 
 def open_reader() -> tuple[Reader, str]:
@@ -142,30 +172,19 @@ def open_reader() -> tuple[Reader, str]:
         return CpuReader(), str(error)
 
 
-class _Values:
-    """Makes NVML calls, and keeps the reason of each that was refused."""
-
-    def __init__(self) -> None:
-        self.absent: dict[str, str] = {}
-        self.lost = False
-
-    def call(self, name: str, function: Callable[..., T], *arguments: Any) -> T | None:
-        try:
-            return function(*arguments)
-        except pynvml.NVMLError as error:
-            self.absent[name] = str(error)
-            self.lost = self.lost or error.value in (
-                pynvml.NVML_ERROR_GPU_IS_LOST,
-                pynvml.NVML_ERROR_UNINITIALIZED,
-                pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-                pynvml.NVML_ERROR_RESET_REQUIRED,
-            )
-            return None
+def _lost(device: str, known: _Known, at: float, why: str) -> DeviceReading:
+    """Everything absent: the last values are not shown as if they were true still."""
+    name = known.lasting.get("name")
+    known.sm, known.lasting_at = SmMeter(), None
+    return DeviceReading(kind="gpu", device=device, at=at, index=known.index, name=name, absent={"device": why})
 
 
-def _temperature(handle: Any) -> float:
-    """Degrees Celsius, by the newer call where the driver has it."""
+def _sm_use(meter: SmMeter, handle: Any, at: float, running: Iterable[int]) -> dict[int, SmUse]:
     try:
-        return float(pynvml.nvmlDeviceGetTemperatureV(handle, pynvml.NVML_TEMPERATURE_GPU))
-    except pynvml.NVMLError_FunctionNotFound:
-        return float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+        samples = pynvml.nvmlDeviceGetProcessUtilization(handle, meter.ask_after())
+    except pynvml.NVMLError as error:
+        # No sample since then; pynvml raises its "success" too where the driver has none to give.
+        if error.value not in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND):
+            raise
+        samples = []
+    return meter.take((Sample(one.pid, one.timeStamp, one.smUtil) for one in samples), at, running)

@@ -1,46 +1,52 @@
-"""Takes device readings at an interval, and adds up what the bill needs: held seconds, CPU seconds, energy.
+"""Takes device readings at an interval, and adds up what the bill needs: held seconds, CPU and SM seconds, energy.
 
-Owns: the sampling thread, the latest readings, and the sums that wait to be written into the ledger. Never: the ledger
-itself, prices. Nothing it meets stops it: a failed reading is counted, named and marked as a gap.
+Owns: the sampling thread, the latest readings, whose process is whose. Never: the ledger itself, prices. Nothing it
+meets stops it: a failed reading is counted, named and marked as a gap.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from monitoring.cpu import read_process
+from monitoring.cpu import DEVICE as CPU_DEVICE
+from monitoring.cpu import ProcessTable
 from monitoring.devices import DeviceReading, DeviceUnavailableError, ProcessReading, Reader
-from registry.entries import HOUR_S, CpuSeconds, HeldSeconds
+from monitoring.gpu_counters import Counters
+from monitoring.gpu_owners import GpuUse, Shares, marked, memory_by_device, memory_by_version, use_by_version
+from monitoring.sampler_sums import Accumulator, Sums
+
+__all__ = ["Sampler", "SamplerStatus", "Sums"]
 
 GAP_FACTOR = 5.0
-"""Two readings further apart than this many intervals have a gap between them."""
+"""Two readings further apart than this many intervals, and than `GAP_MIN_S`, have a gap between them."""
+GAP_MIN_S = 2.0
+PROCESSES_S = 1.0
+"""Processes are read from the system this often at most, whatever the rate of readings."""
 
-CPU_METHOD_DEVICE = "cpu"
 
+class Processes(Protocol):
+    """The system's processes (`monitoring.cpu.ProcessTable`)."""
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What was added up since it was last settled."""
+    def read(self, pids: Iterable[int], at: float) -> dict[int, ProcessReading]: ...
 
-    held: tuple[HeldSeconds, ...] = ()
-    cpu: tuple[CpuSeconds, ...] = ()
-    until: float | None = None
-    """Unix time of the last reading in it: the position to resume from after a restart."""
+    def owners(self, pids: Iterable[int], at: float) -> dict[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerStatus:
-    """How the sampler is doing."""
+    """How the sampler is doing, and what it found that is no reading of one device."""
 
     last_at: float | None = None
-    """Unix time of the last reading; None before the first."""
+    """Unix time of the last reading in which a device answered; None before the first."""
     samples: int = 0
     failures: int = 0
+    """Rounds of readings in which no device answered."""
     gaps: int = 0
+    """Times that readings of a device lay too far apart, or that it was lost and came back."""
     gap_s: float = 0.0
     """Seconds between readings that lie too far apart, held or not."""
     own_cpu_s: float = 0.0
@@ -48,14 +54,22 @@ class SamplerStatus:
     last_cost_s: float = 0.0
     """Wall seconds of the last reading."""
     last_error: str = ""
+    """What failed last, however long ago."""
+    failing: str = ""
+    """What failed in the last round; "" where every device answered."""
+    counter_resets: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(device, counter) -> how often the counter went back."""
+    use: Mapping[tuple[str, str], GpuUse] = field(default_factory=dict)
+    """(device, `model@version`) -> what the version's engines had of the GPU."""
 
 
 class Sampler:
     """Samples `reader` every `interval_s` in a thread of its own; `sample_once` does it in the caller's.
 
-    `engines` names what runs now: pid -> `model@version`. A device counts as held between two readings while an engine
-    ran: across a gap only where one of them was there before it. `resume_at` (the `until` of the sums last written
-    before a restart) lets held time go on across a restart of the control plane under engines that stayed.
+    `engines` names what runs now: pid -> `model@version`; their children count as theirs. A device counts as held
+    between two readings while an engine ran: across a gap only where one of them was there before it. `resume_at` (the
+    `until` of the sums last written before a restart) lets held time go on across a restart of the control plane under
+    engines that stayed.
     """
 
     def __init__(
@@ -66,21 +80,22 @@ class Sampler:
         interval_s: float = 1.0,
         resume_at: float | None = None,
         clock: Callable[[], float] = time.time,
-        read_process: Callable[[int], ProcessReading | None] = read_process,
+        processes: Processes | None = None,
     ) -> None:
         self._reader = reader
         self._engines = engines
         self._interval_s = interval_s
         self._clock = clock
-        self._read_process = read_process
+        self._table = processes if processes is not None else ProcessTable()
         self._previous_at = resume_at
+        self._processes_at = resume_at
         self._resumed = resume_at is not None
-        self._energy: dict[str, tuple[float, float]] = {}
-        self._power: dict[str, float] = {}
+        self._running: dict[int, ProcessReading] = {}
+        self._watched: set[int] = set()
         self._cpu: dict[tuple[int, float], float] = {}
-        self._held: dict[tuple[int, str], HeldSeconds] = {}
-        self._cpu_sums: defaultdict[tuple[int, str], float] = defaultdict(float)
-        self._until = resume_at
+        self._lost_since: dict[str, float] = {}
+        self._counters = Counters()
+        self._sums = Accumulator(resume_at)
         self._latest: tuple[DeviceReading, ...] = ()
         self._engine_memory: dict[str, int] = {}
         self._status = SamplerStatus()
@@ -102,6 +117,16 @@ class Sampler:
         self._reader.close()
 
     @property
+    def cuts(self) -> tuple[int, ...]:
+        """Whole Unix seconds at which a price changes: hours are divided there too. Set them before they come."""
+        return self._sums.cuts
+
+    @cuts.setter
+    def cuts(self, cuts: tuple[int, ...]) -> None:
+        with self._lock:
+            self._sums.cuts = cuts
+
+    @property
     def kind(self) -> str:
         """`gpu` or `cpu`."""
         return self._reader.kind
@@ -120,175 +145,130 @@ class Sampler:
     def peek(self) -> Sums:
         """What was added up and is not settled yet. Write it, then call `settled` with it: nothing is lost between."""
         with self._lock:
-            device = self._latest[0].device if self._reader.kind == "cpu" and self._latest else CPU_METHOD_DEVICE
-            cpu = (CpuSeconds(hour, device, version, cpu_s) for (hour, version), cpu_s in self._cpu_sums.items())
-            return Sums(tuple(self._held.values()), tuple(cpu), self._until)
+            return self._sums.peek()
 
     def settled(self, sums: Sums) -> None:
         """`sums` is written: what came since stays."""
         with self._lock:
-            for row in sums.held:
-                now = self._held[row.hour, row.device]
-                rest = HeldSeconds(
-                    row.hour,
-                    row.device,
-                    max(0.0, now.held_s - row.held_s),
-                    max(0.0, now.energy_j - row.energy_j),
-                    max(0.0, now.metered_s - row.metered_s),
-                )
-                if rest.held_s > 0 or rest.energy_j > 0:
-                    self._held[row.hour, row.device] = rest
-                else:
-                    del self._held[row.hour, row.device]
-            for cpu in sums.cpu:
-                left = self._cpu_sums[cpu.hour, cpu.version] - cpu.cpu_s
-                if left > 0:
-                    self._cpu_sums[cpu.hour, cpu.version] = left
-                else:
-                    del self._cpu_sums[cpu.hour, cpu.version]
+            self._sums.settled(sums)
 
     def sample_once(self) -> None:
         """Take one reading of everything. Never raises; see `status`."""
         began, cpu_began = time.perf_counter(), time.thread_time()
-        error = ""
         at = self._clock()
+        answered = False
         try:
             self._sample(at)
+            lost = [f"{one.device}: {one.absent['device']}" for one in self._latest if one.lost]
+            answered, failing = len(lost) < len(self._latest) or not self._latest, "; ".join(lost)
         except DeviceUnavailableError as reason:
-            error = str(reason)
+            failing = str(reason)
         except Exception as reason:  # the thread outlives every reading; what failed is told in `status`
-            error = f"{type(reason).__name__}: {reason}"
+            failing = f"{type(reason).__name__}: {reason}"
         status = self._status
         self._status = replace(
             status,
-            last_at=status.last_at if error else at,
+            last_at=at if answered else status.last_at,
             samples=status.samples + 1,
-            failures=status.failures + bool(error),
+            failures=status.failures + (not answered),
             own_cpu_s=status.own_cpu_s + time.thread_time() - cpu_began,
             last_cost_s=time.perf_counter() - began,
-            last_error=error or status.last_error,
+            last_error=failing or status.last_error,
+            failing=failing,
         )
 
     def _run(self) -> None:
+        due = time.monotonic()
         while not self._stop.is_set():
             self.sample_once()
-            self._stop.wait(self._interval_s)
+            due = max(due + self._interval_s, time.monotonic())
+            self._stop.wait(due - time.monotonic())
 
     def _sample(self, at: float) -> None:
         engines = dict(self._engines())
         readings = tuple(self._reader.read(at, engines))
-        processes = self._processes(engines, readings)
         previous, resumed = self._previous_at, self._resumed
         elapsed = max(0.0, at - previous) if previous is not None else 0.0
-        gap = elapsed > GAP_FACTOR * self._interval_s
-        bridged = any(previous is not None and (p.started_at or at) <= previous for p in processes.values())
+        gap = elapsed > max(GAP_FACTOR * self._interval_s, GAP_MIN_S)
+        processes_since = self._processes_at
+        is_new = self._read_processes(engines, readings, at)
+        bridged = any(previous is not None and (p.started_at or at) <= previous for p in self._running.values())
         held = bool(engines) and (bridged if gap or resumed else True)
+        shared = {one.device: self._shares(one, engines, at) for one in readings if one.kind == "gpu"}
+        readings = tuple(marked(one, shared.get(one.device), engines) for one in readings)
+        memory = memory_by_device(engines, self._running, readings, shared)
         with self._lock:
+            start = previous if previous is not None else at
             for reading in readings:
-                self._add_device(reading, previous if previous is not None else at, at, held=held)
-            self._add_cpu(engines, processes, previous, at)
-            self._previous_at = self._until = at
+                energy_j = self._counters.energy_since(reading, start)
+                if held:
+                    self._sums.add_held(reading.device, start, at, energy_j)
+                    for version, held_bytes in memory.get(reading.device, {}).items():
+                        self._sums.add_memory(reading.device, version, start, at, held_bytes)
+                for pid, process in (shared.get(reading.device) or {}).values():
+                    if process.sm_s is not None:
+                        self._sums.add_sm(reading.device, engines[pid], start, at, process.sm_s)
+            if is_new:
+                self._add_cpu(engines, _cpu_device(readings), processes_since, at)
+            self._previous_at = self._sums.until = at
             self._resumed = False
             self._latest = readings
-            self._engine_memory = _memory_by_version(engines, processes, readings)
-        if gap:
-            self._status = replace(self._status, gaps=self._status.gaps + 1, gap_s=self._status.gap_s + elapsed)
+            self._engine_memory = memory_by_version(engines, self._running, shared.values())
+        self._mark(readings, at, elapsed if gap else 0.0)
+        self._status = replace(
+            self._status, counter_resets=self._counters.resets(), use=use_by_version(engines, shared)
+        )
 
-    def _processes(self, engines: Mapping[int, str], readings: Sequence[DeviceReading]) -> dict[int, ProcessReading]:
-        """The engines' processes as the CPU sees them; a CPU's own reading has them already."""
-        found = {one.pid: one for device in readings if device.kind == "cpu" for one in device.processes or ()}
-        for pid in engines.keys() - found.keys():
-            process = self._read_process(pid)
-            if process is not None:
-                found[pid] = process
-        return found
+    def _read_processes(self, engines: Mapping[int, str], readings: Sequence[DeviceReading], at: float) -> bool:
+        """The engines' processes as the CPU sees them, where it is time to; a CPU's own reading has them already."""
+        since = self._processes_at
+        of_cpu = [reading for reading in readings if reading.kind == "cpu"]
+        is_due = since is None or not 0 <= at - since < PROCESSES_S - self._interval_s / 2
+        if of_cpu:
+            self._running = {one.pid: one for reading in of_cpu for one in reading.processes or ()}
+        elif is_due or engines.keys() != self._watched:
+            self._running = self._table.read(engines, at)
+        else:
+            return False
+        self._watched = set(engines)
+        self._processes_at = at
+        return True
 
-    def _add_device(self, reading: DeviceReading, previous: float, at: float, *, held: bool) -> None:
-        energy_j = self._energy_since(reading, previous, at)
-        if not held:
-            return
-        for hour, seconds in split_hours(previous, at):
-            part = seconds / (at - previous)
-            old = self._held.get((hour, reading.device), HeldSeconds(hour, reading.device, 0.0))
-            self._held[hour, reading.device] = HeldSeconds(
-                hour,
-                reading.device,
-                old.held_s + seconds,
-                old.energy_j + (energy_j or 0.0) * part,
-                old.metered_s + (seconds if energy_j is not None else 0.0),
-            )
+    def _shares(self, reading: DeviceReading, engines: Mapping[int, str], at: float) -> Shares:
+        """What the GPU says of the engines' processes and their children."""
+        listed = {process.pid: process for process in reading.processes or ()}
+        if not listed or not engines:
+            return {}
+        owners = self._table.owners(listed, at)
+        return {pid: (owners[pid], one) for pid, one in listed.items() if owners.get(pid) in engines}
 
-    def _energy_since(self, reading: DeviceReading, previous: float, at: float) -> float | None:
-        """Joules since the device's last reading: by its counter, else by integrated power (trapezoids); None where
-        there is neither, or no reading before."""
-        device, before = reading.device, self._energy.get(reading.device)
-        power_before = self._power.pop(device, None)
-        if reading.power_w is not None:
-            self._power[device] = reading.power_w
-        if reading.energy_j is not None:
-            self._energy[device] = (at, reading.energy_j)
-            if before is not None and reading.energy_j >= before[1]:
-                return reading.energy_j - before[1]
-            return None
-        if reading.power_w is not None and power_before is not None:
-            return (reading.power_w + power_before) / 2 * (at - previous)
-        return None
+    def _mark(self, readings: Sequence[DeviceReading], at: float, gap_s: float) -> None:
+        """Count gaps: of all readings, and of each device that was lost and is back."""
+        gaps, seconds = int(gap_s > 0), gap_s
+        for reading in readings:
+            if reading.lost:
+                self._lost_since.setdefault(reading.device, at)
+            elif reading.device in self._lost_since:
+                gaps += 1
+                seconds += at - self._lost_since.pop(reading.device)
+        if gaps:
+            self._status = replace(self._status, gaps=self._status.gaps + gaps, gap_s=self._status.gap_s + seconds)
 
-    def _add_cpu(
-        self,
-        engines: Mapping[int, str],
-        processes: Mapping[int, ProcessReading],
-        previous: float | None,
-        at: float,
-    ) -> None:
-        """CPU seconds since the last reading. A process seen for the first time counts from its start where it started
-        after the reading before; one that is older (adopted after a restart) counts from now."""
+    def _add_cpu(self, engines: Mapping[int, str], device: str, previous: float | None, at: float) -> None:
+        """CPU seconds since processes were last read. A process seen for the first time counts from its start where it
+        started after that; one that is older (adopted after a restart) counts from now."""
         seen: dict[tuple[int, float], float] = {}
-        for pid, process in processes.items():
+        for pid, process in self._running.items():
             if process.cpu_s is None or process.started_at is None:
                 continue
             key = (pid, process.started_at)
             seen[key] = process.cpu_s
-            is_new = previous is not None and process.started_at >= previous - self._interval_s
+            is_new = previous is not None and process.started_at >= previous - max(self._interval_s, PROCESSES_S)
             before = self._cpu.get(key, 0.0 if is_new else process.cpu_s)
-            delta = max(0.0, process.cpu_s - before)
             start = max(previous if previous is not None else at, process.started_at)
-            if delta > 0:
-                spans = list(split_hours(start, at)) or [(int(at // HOUR_S) * HOUR_S, 1.0)]
-                whole = sum(seconds for _, seconds in spans)
-                for hour, seconds in spans:
-                    self._cpu_sums[hour, engines[pid]] += delta * seconds / whole
+            self._sums.add_cpu(device, engines[pid], start, at, max(0.0, process.cpu_s - before))
         self._cpu = seen
 
 
-def split_hours(start: float, stop: float) -> Iterator[tuple[int, float]]:
-    """(hour, seconds) of [start, stop), an hour named by the Unix second at which it starts."""
-    hour = int(start // HOUR_S) * HOUR_S
-    while hour < stop:
-        seconds = min(stop, hour + HOUR_S) - max(start, hour)
-        if seconds > 0:
-            yield hour, seconds
-        hour += HOUR_S
-
-
-def _memory_by_version(
-    engines: Mapping[int, str], processes: Mapping[int, ProcessReading], readings: Sequence[DeviceReading]
-) -> dict[str, int]:
-    """Device memory of the engines' own processes where a GPU lists them, else resident memory, per version."""
-    on_gpu = _gpu_memory(readings)
-    found: dict[str, int] = {}
-    for pid, version in engines.items():
-        process = processes.get(pid)
-        memory = on_gpu.get(pid, process.memory_bytes if process else None)
-        if memory is not None:
-            found[version] = found.get(version, 0) + memory
-    return found
-
-
-def _gpu_memory(readings: Iterable[DeviceReading]) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for reading in readings:
-        for process in reading.processes or () if reading.kind == "gpu" else ():
-            if process.memory_bytes is not None:
-                found[process.pid] = found.get(process.pid, 0) + process.memory_bytes
-    return found
+def _cpu_device(readings: Sequence[DeviceReading]) -> str:
+    return next((reading.device for reading in readings if reading.kind == "cpu"), CPU_DEVICE)

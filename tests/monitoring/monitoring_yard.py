@@ -14,6 +14,7 @@ from monitoring.devices import DeviceReading
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.engine_metrics import EngineReadings
 from monitoring.engine_scrape import OUTCOMES, EngineMetrics, Target
+from monitoring.gpu_owners import GpuUse
 from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
 from monitoring.recent import RecentWindow
 from monitoring.sampler import SamplerStatus, Sums
@@ -72,14 +73,30 @@ class Yard:
             rates=self.window.rates(now),
             devices=[
                 DeviceReading("cpu", "cpu", now, 0, "a CPU", 2.0, 0.5, 4_000, 8_000, absent={"power_w": "no meter"}),
-                DeviceReading("gpu", "GPU-1", now, 0, "a GPU", None, 0.7, 10, 20, 300.0, 1e6, 60.0, 1.7e9, 2.6e9),
+                gpu(now),
             ],
             engine_memory={"assistant@v1": 300_000_000, "assistant@v2": 200_000_000},
-            sampler=SamplerStatus(now, 10, 0, 0, 0.0, 0.02, 0.002),
+            sampler=SamplerStatus(
+                *(now, 10, 0, 0, 0.0, 0.02, 0.002),
+                counter_resets={("GPU-1", "energy"): 1},
+                use={("GPU-1", "assistant@v1"): GpuUse(0.6, 300_000_000)},
+            ),
             statement=self.statement(now),
             ledger=LedgerState(0.5, 1.0),
             drift=DriftState([quiet(model, version, now) for model, version in VERSIONS], now, checks=3, delivered=1),
         )
+
+
+def gpu(now: float) -> DeviceReading:
+    return DeviceReading(
+        *("gpu", "GPU-1", now, 0, "a GPU", None, 0.7, 10, 20, 300.0, 1e6, 60.0, 1.7e9, 2.6e9, 700.0),
+        throttle_reasons=frozenset({"power_cap"}),
+        ecc_corrected=3,
+        ecc_uncorrected=0,
+        xid_errors={31: 2},
+        mig=False,
+        mps=False,
+    )
 
 
 def engine_metrics(version: str, *absent: Any) -> EngineMetrics:
