@@ -1,8 +1,9 @@
 """A real Prometheus for tests, and what a dashboard and a rule file ask of it. Import it into a conftest or a test.
 
-    from prometheus_fixture import run_prometheus, dashboard_queries, rule_expressions
+    from prometheus_fixture import run_prometheus, run_alertmanager, dashboard_queries, rule_expressions
 
-Owns: starting Prometheus on the shipped rules with its own folder and port, and ending it. Never: pretending.
+Owns: starting Prometheus and Alertmanager as shipped with folders and ports of their own, and ending them; making their
+waits shorter (`shortened`). Never: pretending.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import httpx
 import yaml
 from components import ROOT, missing
 
+from monitoring.dashboards import needs, queries
+
 CONFIG = ROOT / "configs" / "prometheus" / "prometheus.yml"
-RULES = ROOT / "configs" / "prometheus" / "rules" / "modelyard.yml"
-DASHBOARD = ROOT / "configs" / "grafana" / "dashboards" / "overview.json"
+RULES = sorted((CONFIG.parent / "rules").glob("*.yml"))
+ALERTMANAGER = ROOT / "configs" / "alertmanager" / "alertmanager.yml"
+DASHBOARDS = sorted((ROOT / "configs" / "grafana" / "dashboards").glob("*.json"))
 SELECTOR = re.compile(r"(?:[a-z_]+:)?modelyard_[a-z0-9_]+(?::[a-z0-9_]+)?(?:\{[^}]*\})?")
 
 
@@ -58,69 +62,107 @@ class Question:
     expr: str
 
     @property
-    def gpu_only(self) -> bool:
-        """It has no data on a machine without a GPU."""
-        return "modelyard_gpu_" in self.expr
+    def needs(self) -> str:
+        """What a yard must have beyond traffic for this to have data; "" for nothing."""
+        return needs(self.expr)
 
 
 @contextlib.contextmanager
 def run_prometheus(
-    folder: Path, target: str, *, interval_s: float = 1.0, timeout_s: float = 30.0
+    folder: Path, target: str, *, interval_s: float = 1.0, divisor: float = 1.0, alertmanager: str = ""
 ) -> Iterator[Prometheus]:
-    """A Prometheus with the shipped configuration and rules, but scraping `target` (host:port), every `interval_s`."""
-    program = shutil.which("prometheus")
-    if program is None:
-        missing("prometheus", "apt-get install prometheus")
+    """A Prometheus with the shipped configuration and rules, but scraping `target` (host:port) and looking at rules
+    every `interval_s`, with every time in its rules divided by `divisor` (`shortened`). It tells `alertmanager`
+    (host:port) of alerts, or nobody."""
     config = yaml.safe_load(CONFIG.read_text())
     config["global"] = {"scrape_interval": f"{interval_s:g}s", "evaluation_interval": f"{interval_s:g}s"}
-    config["rule_files"] = [str(RULES)]
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager] if alertmanager else []
     folder.mkdir(parents=True, exist_ok=True)
+    config["rule_files"] = []
+    for path in RULES:
+        (folder / path.name).write_text(shortened(path.read_text(), divisor))
+        config["rule_files"].append(str(folder / path.name))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = free_port()
-    log = folder / "prometheus.log"
+    options = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    with _running("prometheus", folder, options) as url:
+        yield Prometheus(url)
+
+
+@contextlib.contextmanager
+def run_alertmanager(folder: Path, receiver: str, *, divisor: float = 1.0) -> Iterator[str]:
+    """An Alertmanager with the shipped routes, groups and inhibitions, every time divided by `divisor`; all receivers
+    tell the webhook at `receiver` (a URL) under their own names. Yields its host:port."""
+    config = yaml.safe_load(shortened(ALERTMANAGER.read_text(), divisor))
+    config["receivers"] = [
+        {"name": one["name"], "webhook_configs": [{"url": f"{receiver}/{one['name']}", "send_resolved": True}]}
+        for one in config["receivers"]
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "alertmanager.yml").write_text(yaml.safe_dump(config))
+    options = [f"--config.file={folder / 'alertmanager.yml'}", f"--storage.path={folder / 'data'}"]
+    with _running("prometheus-alertmanager", folder, [*options, "--cluster.listen-address="]) as url:
+        yield url.removeprefix("http://")
+
+
+DURATION = re.compile(r"(?<=[\[ ])(\d+)(ms|s|m|h|d)(?=[\],}\n])")
+UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def shortened(text: str, divisor: float) -> str:
+    """Rules or routes with every time divided by `divisor`: ranges (`[5m]`) and waits (`for: 2m`, `group_wait: 30s`),
+    of at least 4 s for ranges (two scrapes must lie in one) and 0.1 s for waits. Names, thresholds, expressions and
+    labels stay as shipped."""
+
+    def shorter(match: re.Match[str]) -> str:
+        if divisor == 1.0:
+            return match[0]
+        seconds = int(match[1]) * UNIT_S[match[2]] / divisor
+        least = 4.0 if match.string[match.start() - 1] == "[" else 0.1
+        return f"{round(max(least, seconds) * 1000)}ms"
+
+    return DURATION.sub(shorter, text)
+
+
+@contextlib.contextmanager
+def _running(name: str, folder: Path, options: list[str], timeout_s: float = 30.0) -> Iterator[str]:
+    """The URL of a program of the Prometheus family that is ready."""
+    program = shutil.which(name)
+    if program is None:
+        missing(name, f"apt-get install {name}")
+    url = f"http://127.0.0.1:{free_port()}"
+    log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [
-                str(program),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
+            [str(program), *options, f"--web.listen-address={url.removeprefix('http://')}"],
             stdout=output,
             stderr=subprocess.STDOUT,
         )
         try:
-            url = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + timeout_s
             while not _ready(url):
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
-            yield Prometheus(url)
+            yield url
         finally:
             process.kill()
             process.wait()
 
 
-def dashboard_queries(path: Path = DASHBOARD, *, rate_interval: str = "30s") -> list[Question]:
-    """Every query of a dashboard, with its variables as Grafana fills them in for "All"."""
-    replaced = {"$__rate_interval": rate_interval, "$__range": "5m", "$model": ".*", "$version": ".*"}
-    questions = []
-    dashboard = json.loads(path.read_text())
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", []):
-            expr = target["expr"]
-            for name, value in replaced.items():
-                expr = expr.replace(name, value)
-            assert "$" not in expr, f"{panel['title']}: an unknown variable in {expr}"
-            questions.append(Question(f"{panel['title']} {target['refId']}", expr))
-    return questions
+def dashboard_queries() -> list[Question]:
+    """Every query of every dashboard, with its variables as Grafana fills them in for "All"."""
+    return [
+        Question(f"{path.stem}: {title}", expr)
+        for path in DASHBOARDS
+        for title, expr in queries(json.loads(path.read_text()))
+    ]
 
 
-def rule_expressions(path: Path = RULES) -> tuple[list[Question], list[Question]]:
+def rule_expressions() -> tuple[list[Question], list[Question]]:
     """The recording rules' expressions (each has data) and the alerts' (each is valid, silent on a healthy yard)."""
-    rules = [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+    files = [yaml.safe_load(path.read_text()) for path in RULES]
+    rules = [rule for file in files for group in file["groups"] for rule in group["rules"]]
     recording = [Question(rule["record"], rule["expr"]) for rule in rules if "record" in rule]
     alerts = [Question(rule["alert"], rule["expr"]) for rule in rules if "alert" in rule]
     return recording, alerts
