@@ -229,7 +229,7 @@ def _target(query: Query, index: int, panel: Panel) -> prometheus_builder.Dataqu
     )
     if panel.kind == "table":
         return target.format(prometheus.PromQueryFormat.TABLE).instant()
-    target.format(prometheus.PromQueryFormat.TIME_SERIES)
+    target.format(prometheus.PromQueryFormat.TIME_SERIES).exemplar("_bucket{" in query.expr)
     return target.instant() if panel.kind == "bargauge" else target.range()
 
 

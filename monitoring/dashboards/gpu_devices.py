@@ -200,7 +200,7 @@ HEALTH = Row(
                 ((None, "green"), (1.0, "red")),
             ),
             Query(
-                f"sum by (device) (increase(modelyard_gpu_counter_resets_total{{{DEVICE}}}[1d]))",
+                f"sum by (device) (increase(modelyard_gpu_resets_total{{{DEVICE}}}[1d]))",
                 "counter resets",
                 "short",
                 0,
