@@ -15,12 +15,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
-from registry.entries import HOUR_S, CostSeconds, Interval
+from registry.entries import CostSeconds, Interval, period_end, period_of
 
-Key = tuple[str, str]
-"""`model@version` and the outcome class of `monitoring.observe`."""
+
+class Key(NamedTuple):
+    """Whose time it is."""
+
+    version: str
+    """`model@version`"""
+    outcome: str
+    """The outcome class of `monitoring.observe`."""
+    key_id: str = ""
+    segment: str = ""
+
 
 NS: Final = 1_000_000_000
 
@@ -51,7 +60,8 @@ class Settlement:
     """What one step settled, and what is still to be settled."""
 
     shares: Mapping[tuple[int, str], Shares]
-    """(hour, device) -> shares; an hour is named by the Unix time of its start."""
+    """(hour, device) -> shares; an hour, or a period that a changed price begins in it, is named by the Unix time of
+    its start."""
     remaining: tuple[Interval, ...]
     """The parts of the intervals after the watermark: the pending ones of the next step."""
     late_ns: int
@@ -82,18 +92,18 @@ def sweep(intervals: Iterable[Interval], start: float, stop: float) -> Shares:
     sharing as in queueing theory (each of N jobs served at rate 1/N), `STATISTICS.md`, cost, attribution (2).
     """
     return _sweep(
-        ((nanoseconds(i.start), nanoseconds(i.stop), (i.version, i.outcome)) for i in intervals),
+        ((nanoseconds(i.start), nanoseconds(i.stop), _key(i)) for i in intervals),
         nanoseconds(start),
         nanoseconds(stop),
     )
 
 
-def advance(pending: Sequence[Interval], cursor: float, watermark: float) -> Settlement:
+def advance(pending: Sequence[Interval], cursor: float, watermark: float, cuts: Sequence[int] = ()) -> Settlement:
     """Settle what lies between `cursor` (the last watermark) and `watermark`, Unix seconds.
 
     The watermark is the time before which no interval is still to come; an interval that reaches beyond it is settled
     up to it and stays pending from there. Any partition of a span into steps settles the same shares as one step. A
-    watermark at or before the cursor settles nothing.
+    watermark at or before the cursor settles nothing. `cuts` (sorted, whole seconds) begin periods within hours.
     """
     low, high = nanoseconds(cursor), nanoseconds(watermark)
     if high <= low:
@@ -109,12 +119,12 @@ def advance(pending: Sequence[Interval], cursor: float, watermark: float) -> Set
             remaining.append(interval if start >= high else interval._replace(start=max(interval.start, watermark)))
         begin, end = (low if start < low else start), (high if stop > high else stop)
         if begin < end:
-            spans[interval.device].append((begin, end, (interval.version, interval.outcome)))
+            spans[interval.device].append((begin, end, _key(interval)))
     shares = {
-        (hour, device): settled
+        (period, device): settled
         for device, cut in spans.items()
-        for hour in _hours(cut)
-        if (settled := _sweep(cut, hour * NS, (hour + HOUR_S) * NS)).busy_ns
+        for period in _periods(cut, cuts)
+        if (settled := _sweep(cut, period * NS, period_end(period, cuts) * NS)).busy_ns
     }
     return Settlement(shares, tuple(remaining), late_ns)
 
@@ -126,8 +136,10 @@ def cost_rows(shares: Mapping[tuple[int, str], Shares]) -> list[CostSeconds]:
         keys = sorted(settled.share_ns)
         whole = apportion(settled.busy_ns, [settled.share_ns[key] for key in keys])
         rows.extend(
-            CostSeconds(hour, device, version, outcome, ns / NS, settled.inflight_ns[version, outcome] / NS)
-            for (version, outcome), ns in zip(keys, whole, strict=True)
+            CostSeconds(
+                hour, device, key.version, key.outcome, ns / NS, settled.inflight_ns[key] / NS, key.key_id, key.segment
+            )
+            for key, ns in zip(keys, whole, strict=True)
         )
     return rows
 
@@ -135,8 +147,9 @@ def cost_rows(shares: Mapping[tuple[int, str], Shares]) -> list[CostSeconds]:
 def apportion(total: int, weights: Sequence[Fraction | int]) -> list[int]:
     """`total` in whole parts proportional to `weights`, summing to it exactly: the largest-remainder method (Hamilton).
 
-    Every part is its quota rounded down or up; ties go to the earlier one. Without any weight the first part takes it
-    all. Raises ValueError for a negative weight or total, or where there is no part to take a total.
+    Every part is its quota rounded down or up, so it may lie one unit below what another rounding gives (a version's
+    allocated line one billionth below its busy line). Ties go to the earlier one. Without any weight the first part
+    takes it all. Raises ValueError for a negative weight or total, or where there is no part to take a total.
     """
     if total < 0 or any(weight < 0 for weight in weights):
         raise ValueError("neither a total nor a weight may be negative")
@@ -147,21 +160,26 @@ def apportion(total: int, weights: Sequence[Fraction | int]) -> list[int]:
     scale = sum(weights)
     if not scale:
         return [total] + [0] * (len(weights) - 1)
-    quotas = [Fraction(total) * weight / scale for weight in weights]
-    parts = [int(quota) for quota in quotas]
-    order = sorted(range(len(parts)), key=lambda i: (parts[i] - quotas[i], i))
+    parts, rests = map(list, zip(*(divmod(total * weight, scale) for weight in weights), strict=True))
+    order = sorted(range(len(parts)), key=lambda i: (-rests[i], i))
     for i in order[: total - sum(parts)]:
         parts[i] += 1
     return parts
 
 
-def _hours(spans: Sequence[tuple[int, int, Key]]) -> list[int]:
-    """The starts of the hours that the spans touch."""
-    hour_ns = HOUR_S * NS
-    hours: set[int] = set()
+def _key(interval: Interval) -> Key:
+    return Key(interval.version, interval.outcome, interval.key_id, interval.segment)
+
+
+def _periods(spans: Sequence[tuple[int, int, Key]], cuts: Sequence[int]) -> list[int]:
+    """The starts of the periods that the spans touch."""
+    found: set[int] = set()
     for start, stop, _ in spans:
-        hours.update(range(start // hour_ns, -(-stop // hour_ns)))
-    return sorted(hour * HOUR_S for hour in hours)
+        period = period_of(start // NS, cuts)
+        while period * NS < stop:
+            found.add(period)
+            period = period_end(period, cuts)
+    return sorted(found)
 
 
 def _sweep(spans: Iterable[tuple[int, int, Key]], low: int, high: int) -> Shares:

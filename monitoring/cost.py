@@ -1,6 +1,7 @@
-"""What it cost: a device's time and energy as money per version, idle on its own line, to the last digit.
+"""What it cost: a device's time and energy as money per version, idle on its own lines, to the last digit.
 
-Owns: prices, bills and unit costs. Never: I/O, clocks, reading devices, settling intervals (`attribution` does).
+Owns: prices and the bill of one device in one period. Never: I/O, clocks, reading devices, settling intervals
+(`attribution`), sums over periods and devices, unit costs (`statement`, `unit_costs`).
 
 Three bases, never one figure alone; every bill names its currency, window, method and kind of device:
 
@@ -8,33 +9,51 @@ Three bases, never one figure alone; every bill names its currency, window, meth
     busy        price x hours with at least one request in flight
     energy      kilowatt-hours x tariff x PUE, where the device has a meter
 
-Two methods of saying whose the time was: `inflight` (a moment with N requests in flight belongs 1/N to each) and, on a
-CPU, `cpu_time` (CPU seconds of each version's engine processes).
+Four methods of saying whose the busy time was, shares summing to one:
 
-Money is counted in whole billionths of the currency (`nano`), so that lines sum to their total exactly.
+    inflight    a moment with N requests in flight belongs 1/N to each
+    sm          on a GPU: in proportion to the seconds of its multiprocessors that each version's processes had
+    tokens      in proportion to tokens x what a token takes: see `token_seconds`
+    cpu_time    on a CPU: the CPU seconds of each version's processes themselves (they sum to what was used of the
+                cores, not to the time with a request in flight)
+
+Time is counted in whole nanoseconds and money in whole billionths of the currency (`nano`), per device and period (an
+hour, or a part of it that a changed price begins). So lines sum to their total exactly, whatever they are summed by,
+and a month's bill is the sum of its hours' bills. Rounding gives the last billionth to the largest remainder: the same
+time may cost one billionth less on one basis than on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
-from monitoring.attribution import Key, apportion
-from monitoring.observe import SHADOW
+from monitoring.attribution import NS, Key, apportion
 
 NANO: Final = 1_000_000_000
 HOUR_S: Final = 3600
 JOULES_PER_KWH: Final = 3_600_000
+GB: Final = 1_000_000_000
+MONTH_S: Final = 730 * HOUR_S
+"""A month of storage: a twelfth of 8760 hours."""
 UNATTRIBUTED: Final = "none"
-"""The outcome class of engine CPU time that no request caused (loading, probes)."""
+"""The outcome class of engine time that no request caused (loading, probes)."""
 
 DeviceKind = Literal["gpu", "cpu"]
 Basis = Literal["allocated", "busy", "energy"]
-Method = Literal["inflight", "cpu_time"]
+Method = Literal["inflight", "sm", "tokens", "cpu_time"]
 LineKind = Literal["version", "idle", "unsettled"]
+_Who = TypeVar("_Who", str, Key)
+BASES: Final[tuple[Basis, ...]] = ("allocated", "busy", "energy")
+METHODS: Final[Mapping[DeviceKind, tuple[Method, ...]]] = {
+    "gpu": ("inflight", "sm", "tokens"),
+    "cpu": ("inflight", "cpu_time", "tokens"),
+}
+"""By kind of device, the default first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,52 +68,76 @@ class Prices:
     kwh: float = 0.0
     pue: float = 1.0
     """Power usage effectiveness: the building's energy per unit of the machine's; at least 1."""
+    storage_gb_month: float = 0.0
+    """Per 10^9 bytes of artifacts and month of 730 hours."""
 
     def __post_init__(self) -> None:
-        if min(self.gpu_hour, self.cpu_hour, self.kwh) < 0 or self.pue < 1:
+        if min(self.gpu_hour, self.cpu_hour, self.kwh, self.storage_gb_month) < 0 or self.pue < 1:
             raise ValueError("a price cannot be negative, and pue cannot be below 1")
 
     def unit_hour(self, kind: DeviceKind) -> Fraction:
         """Price of one GPU-hour or core-hour."""
-        return _exact(self.gpu_hour if kind == "gpu" else self.cpu_hour)
+        return exact(self.gpu_hour if kind == "gpu" else self.cpu_hour)
+
+    def storage_nano(self, byte_s: float) -> int:
+        """Billionths for so many bytes x seconds."""
+        return round(exact(byte_s) / GB / MONTH_S * exact(self.storage_gb_month) * NANO)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """What one device was used for within a window. Seconds; nothing rounded or priced yet."""
+    """What one device was used for within one period. Seconds; nothing rounded or priced yet."""
 
     device: str
     kind: DeviceKind
     start: float
-    """The window, Unix seconds."""
+    """The period, Unix seconds."""
     stop: float
     held_s: float
     shares: Mapping[Key, float] = field(default_factory=dict)
-    """(`model@version`, outcome class) -> its share of the busy seconds."""
+    """Whose busy seconds they were by requests in flight."""
     unsettled_s: float = 0.0
     """The part of `held_s` after the last settlement: whether it was busy, and whose it was, is not known yet."""
     cores: float = 1.0
     """Cores held, on a CPU."""
     cpu_s: Mapping[str, float] | None = None
     """`model@version` -> CPU seconds of its engines; None where they were not measured."""
+    sm_s: Mapping[str, float] | None = None
+    """`model@version` -> seconds of multiprocessors of its engines; None where the driver lists none (MIG)."""
+    token_s: Mapping[Key, float] | None = None
+    """Seconds that the tokens of each one's requests take (`token_seconds`); None where none were counted."""
     energy_j: float | None = None
     """None where the device has no meter."""
-    reserved_bytes: Mapping[str, float] = field(default_factory=dict)
-    """`model@version` -> memory its engines hold on the device; divides the idle time in unit costs."""
+    reserved: Mapping[str, float] = field(default_factory=dict)
+    """`model@version` -> memory x time that its engines held on the device; idle time is divided by it."""
+
+    def measured(self, method: Method) -> bool:
+        """Whether there is what the method divides by."""
+        reading = {"inflight": self.shares, "sm": self.sm_s, "tokens": self.token_s, "cpu_time": self.cpu_s}[method]
+        if method == "cpu_time":
+            return self.kind == "cpu" and reading is not None
+        return method == "inflight" or any(round(weight * NS) > 0 for weight in (reading or {}).values())
 
 
 @dataclass(frozen=True, slots=True)
 class CostLine:
-    """One line of a bill."""
+    """One line of a bill. What the bill is not divided by is "" (None for the hour)."""
 
     kind: LineKind
     version: str
-    """`model@version`; "" on the idle and the unsettled line."""
+    """`model@version`; on an idle line the one that held the memory, "" where nothing tells."""
     outcome: str
     """Outcome class: work without a success has its own line."""
     seconds: float
     """GPU-seconds, or core-seconds."""
     nano: int
+    model: str = ""
+    key: str = ""
+    """The id of the API key; "" also for requests without one."""
+    segment: str = ""
+    """"" also for the route's own arms."""
+    hour: int | None = None
+    """Unix second at which it began."""
 
     @property
     def amount(self) -> float:
@@ -118,6 +161,8 @@ class Bill:
     residual_s: float
     """Seconds of use beyond those that the device was seen to be held (a gap in sampling): billed as held. Not 0 for
     long means that something is wrong with the sampler or with the watermark."""
+    fallback_s: float = 0.0
+    """Busy seconds of periods in which the method had no reading: they are divided by requests in flight."""
 
     @property
     def total(self) -> float:
@@ -125,51 +170,115 @@ class Bill:
         return self.total_nano / NANO
 
 
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Whose the time of one device and period was by one method, in nanoseconds of GPUs or cores."""
+
+    used: tuple[tuple[Key, int], ...]
+    idle: tuple[tuple[str, int], ...]
+    """By `model@version`."""
+    unsettled_ns: int
+    residual_ns: int
+    fallback_ns: int
+
+
+def divide(use: DeviceUse, method: Method) -> Division:
+    """Divide a device's time; where the method has no reading, as `inflight` does (and `fallback_ns` says so).
+
+    1. inflight: each one's share of the busy time, as settled.
+    2. sm: the busy time in proportion to `sm_s` of the versions, a version's part among its outcomes, keys and segments
+       as its in-flight shares are; a version without a request has the outcome `none`.
+    3. tokens: the busy time in proportion to `token_s`.
+    4. cpu_time: `cpu_s` itself, divided within a version as in 2.
+
+    On a CPU all but 4 are x cores held. Idle = held - unsettled - used, divided by `idle_weights`.
+    """
+    fallback = not use.measured(method)
+    if fallback:
+        method = "inflight"
+    units = exact(use.cores) if use.kind == "cpu" else Fraction(1)
+    shares = {key: round(round(share * NS) * units) for key, share in sorted(use.shares.items())}
+    busy = sum(shares.values())
+    if method == "sm":
+        used = _within_versions(_parts(busy, use.sm_s or {}), shares)
+    elif method == "tokens":
+        used = _parts(busy, use.token_s or {})
+    elif method == "cpu_time":
+        used = _within_versions({version: round(s * NS) for version, s in sorted((use.cpu_s or {}).items())}, shares)
+    else:
+        used = shares
+    held, unsettled = round(use.held_s * NS * units), round(use.unsettled_s * NS * units)
+    if method == "cpu_time":
+        unsettled = 0
+    rest = held - unsettled - sum(used.values())
+    weights = idle_weights(use)
+    idle = apportion(max(0, rest), list(weights.values()))
+    return Division(
+        tuple((key, ns) for key, ns in used.items() if ns),
+        tuple(zip(weights, idle, strict=True)),
+        unsettled,
+        max(0, -rest),
+        busy if fallback else 0,
+    )
+
+
+def idle_weights(use: DeviceUse) -> dict[str, int]:
+    """Whose the idle time is: by memory reserved on the device; evenly among the versions that were at work on it where
+    none is known; "" where nobody was there."""
+    reserved = {version: round(weight) for version, weight in sorted(use.reserved.items()) if round(weight) > 0}
+    return reserved or dict.fromkeys(sorted({key.version for key in use.shares} | set(use.cpu_s or ())) or [""], 1)
+
+
 def bill(use: DeviceUse, prices: Prices, basis: Basis, method: Method = "inflight") -> Bill | None:
-    """The bill of one device; None where the basis or the method has no reading (no meter, no CPU time, a GPU).
+    """The bill of one device and period; None where the basis or the method has no reading (no meter, no CPU time)."""
+    if not use.measured(method):
+        return None
+    return price(use, prices, basis, method, divide(use, method))
+
+
+def price(use: DeviceUse, prices: Prices, basis: Basis, method: Method, division: Division) -> Bill | None:
+    """A division as money; None on the basis `energy` where the device has no meter.
 
     Seconds are GPU-seconds, on a CPU core-seconds (x cores held), so that seconds x price per hour / 3600 is the cost.
 
-    - allocated: price x held. A version's seconds are its part of the busy time (`inflight`) or its engines' CPU
-      seconds (`cpu_time`), idle = held - unsettled - all versions.
+    - allocated: price x held (with what was used beyond that: the residual).
     - busy: price x the versions' seconds; what is not settled yet is left out.
     - energy: joules / 3.6e6 x tariff x PUE, divided as the allocated basis is: an idle second is taken to draw as much
-      as a busy one, so the idle line is an upper bound.
+      as a busy one, so idle lines are an upper bound.
 
     Source: STATISTICS.md, cost; FinOps Foundation, allocation of shared cost (direct and idle lines apart).
     """
-    if method == "cpu_time" and (use.kind != "cpu" or use.cpu_s is None):
-        return None
     if basis == "energy" and use.energy_j is None:
         return None
-    used, unsettled, held = _unit_seconds(use, method)
-    settled = sum(used.values(), Fraction(0))
-    entries: list[tuple[LineKind, str, str, Fraction]] = [
-        ("version", version, outcome, seconds) for (version, outcome), seconds in sorted(used.items())
-    ]
+    entries: list[tuple[LineKind, Key, int]] = [("version", key, ns) for key, ns in division.used]
     if basis != "busy":
-        entries.append(("idle", "", "", max(Fraction(0), held - unsettled - settled)))
-        entries.append(("unsettled", "", "", unsettled))
+        entries += [("idle", Key(version, ""), ns) for version, ns in division.idle]
+        entries.append(("unsettled", Key("", ""), division.unsettled_ns))
+    nanoseconds = [ns for *_, ns in entries]
     if basis == "energy":
-        amount = _exact(use.energy_j or 0.0) / JOULES_PER_KWH * _exact(prices.kwh) * _exact(prices.pue)
+        amount = exact(use.energy_j or 0.0) / JOULES_PER_KWH * exact(prices.kwh) * exact(prices.pue)
     else:
-        amount = prices.unit_hour(use.kind) * sum((seconds for *_, seconds in entries), Fraction(0)) / HOUR_S
-    total = round(amount * NANO) if entries else 0
-    parts = apportion(total, [seconds for *_, seconds in entries])
+        amount = prices.unit_hour(use.kind) * sum(nanoseconds) / NS / HOUR_S
+    total = round(amount * NANO)
     lines = tuple(
-        CostLine(kind, version, outcome, float(seconds), nano)
-        for (kind, version, outcome, seconds), nano in zip(entries, parts, strict=True)
+        CostLine(kind, key.version, key.outcome, ns / NS, nano, "", key.key_id, key.segment)
+        for (kind, key, ns), nano in zip(entries, apportion(total, nanoseconds) if entries else [], strict=True)
     )
-    residual = float(max(Fraction(0), settled + unsettled - held))
-    return Bill(use.device, use.kind, basis, method, prices.currency, use.start, use.stop, lines, total, residual)
-
-
-def bills(uses: Sequence[DeviceUse], prices: Prices) -> list[Bill]:
-    """Every bill that the readings allow, by device, method and basis; `inflight` first."""
-    methods: tuple[Method, ...] = ("inflight", "cpu_time")
-    bases: tuple[Basis, ...] = ("allocated", "busy", "energy")
-    made = (bill(use, prices, basis, method) for use in uses for method in methods for basis in bases)
-    return [one for one in made if one is not None and not (one.basis == "energy" and one.method == "cpu_time")]
+    total = total if entries else 0
+    residual_s = division.residual_ns / NS
+    return Bill(
+        use.device,
+        use.kind,
+        basis,
+        method,
+        prices.currency,
+        use.start,
+        use.stop,
+        lines,
+        total,
+        residual_s,
+        division.fallback_ns / NS,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,135 +306,29 @@ class TokenCost:
 
 def token_cost(version: str, prompt_tokens: int, completion_tokens: int, price: TokenPrice) -> TokenCost:
     """Tokens x price, cached prompt tokens at the full price: an upper bound where a provider gives a discount."""
-    amount = prompt_tokens * _exact(price.input_per_million) + completion_tokens * _exact(price.output_per_million)
+    amount = prompt_tokens * exact(price.input_per_million) + completion_tokens * exact(price.output_per_million)
     return TokenCost(version, prompt_tokens, completion_tokens, price, round(amount / 1_000_000 * NANO))
 
 
-@dataclass(frozen=True, slots=True)
-class TokenWeights:
-    """What one token of each kind is worth relative to the others, and where that was taken from."""
-
-    uncached: float
-    cached: float
-    output: float
-    source: Literal["phase_seconds", "convention"]
-
-    @classmethod
-    def convention(cls) -> TokenWeights:
-        """Input 1, cached input 0.1, output 4: the usual proportions of hosted price lists. A stand-in until enough
-        streams were measured."""
-        return cls(1.0, 0.1, 4.0, "convention")
-
-    @classmethod
-    def measured(cls, prefill_s: float, prefill_tokens: float, decode_s: float, decode_tokens: float) -> TokenWeights:
-        """Seconds per uncached input token and per output token, of streamed requests: (first token - dispatch) /
-        uncached tokens, (last - first token) / (tokens - 1). A cached token costs no prefill and weighs 0. Falls back
-        to `convention` where either was not measured."""
-        if min(prefill_s, prefill_tokens, decode_s, decode_tokens) <= 0:
-            return cls.convention()
-        return cls(prefill_s / prefill_tokens, 0.0, decode_s / decode_tokens, "phase_seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a version did within the window."""
-
-    successes: int = 0
-    uncached_tokens: int = 0
-    """Prompt tokens less the cached ones."""
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    weights: TokenWeights = field(default_factory=TokenWeights.convention)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitCost:
-    """Cost per unit of work of one version, in `currency`. None where nothing of the unit was done."""
-
-    version: str
-    basis: Basis
-    method: Method
-    device_kind: DeviceKind
-    currency: str
-    per_1k_requests: float | None
-    per_1m_input_tokens: float | None
-    per_1m_cached_tokens: float | None
-    per_1m_output_tokens: float | None
-    token_weights: str
-
-
-def unit_cost(version: str, one: Bill, counts: Counts, *, idle_share: float = 0.0) -> UnitCost:
-    """Unit costs of `version` on a bill.
-
-    - The numerator is all of the version's lines, failed and cancelled work included, plus `idle_share` of the idle
-      line (see `idle_shares`; the busy basis has no such line). Copies that it was sent as a shadow are no client's
-      request: their line is left out.
-    - per 1k requests = 1000 x cost / successful requests.
-    - per 1M tokens: cost x w_kind / (sum of w x n over the kinds) x 1e6, so that tokens x unit cost is the cost again.
-
-    Source: STATISTICS.md, cost.
-    """
-    nano = Fraction(sum(line.nano for line in one.lines if line.version == version and line.outcome != SHADOW))
-    nano += _exact(idle_share) * sum(line.nano for line in one.lines if line.kind == "idle")
-    cost = nano / NANO
-    w = counts.weights
-    worth = (
-        _exact(w.uncached) * counts.uncached_tokens
-        + _exact(w.cached) * counts.cached_tokens
-        + _exact(w.output) * counts.output_tokens
-    )
-
-    def per_million(weight: float, tokens: int) -> float | None:
-        return float(cost * _exact(weight) / worth * 1_000_000) if worth and tokens else None
-
-    return UnitCost(
-        version,
-        one.basis,
-        one.method,
-        one.device_kind,
-        one.currency,
-        float(1000 * cost / counts.successes) if counts.successes else None,
-        per_million(w.uncached, counts.uncached_tokens),
-        per_million(w.cached, counts.cached_tokens),
-        per_million(w.output, counts.output_tokens),
-        w.source,
-    )
-
-
-def idle_shares(use: DeviceUse, versions: Sequence[str]) -> dict[str, float]:
-    """Whose the idle time is: by memory reserved on the device, evenly where none is known. Sums to 1 over `versions`
-    (empty where there are none)."""
-    if not versions:
-        return {}
-    reserved = [max(0.0, use.reserved_bytes.get(version, 0.0)) for version in versions]
-    total = sum(reserved)
-    if total <= 0:
-        return dict.fromkeys(versions, 1 / len(versions))
-    return {version: part / total for version, part in zip(versions, reserved, strict=True)}
-
-
-def _unit_seconds(use: DeviceUse, method: Method) -> tuple[dict[Key, Fraction], Fraction, Fraction]:
-    """GPU-seconds or core-seconds: of each version and outcome, unsettled, held."""
-    units = _exact(use.cores) if use.kind == "cpu" else Fraction(1)
-    held = _exact(use.held_s) * units
-    if method == "cpu_time":
-        return _cpu_seconds(use), Fraction(0), held
-    return {key: _exact(share) * units for key, share in use.shares.items()}, _exact(use.unsettled_s) * units, held
-
-
-def _cpu_seconds(use: DeviceUse) -> dict[Key, Fraction]:
-    """CPU seconds per version, divided among its outcomes as its in-flight shares are."""
-    divided: dict[Key, Fraction] = {}
-    for version, seconds in (use.cpu_s or {}).items():
-        shares = {key: _exact(share) for key, share in use.shares.items() if key[0] == version}
-        total = sum(shares.values(), Fraction(0))
-        if total:
-            divided.update({key: _exact(seconds) * share / total for key, share in shares.items()})
-        else:
-            divided[version, UNATTRIBUTED] = _exact(seconds)
-    return divided
-
-
-def _exact(value: float) -> Fraction:
+def exact(value: float) -> Fraction:
     """The decimal number that a person wrote or would print: 0.1 is 1/10."""
     return Fraction(Decimal(repr(float(value))))
+
+
+def _parts(total: int, weights: Mapping[_Who, float]) -> dict[_Who, int]:
+    """`total` divided in proportion to `weights`, whole nanoseconds of which count."""
+    owners = sorted(owner for owner, weight in weights.items() if round(weight * NS) > 0)
+    return dict(zip(owners, apportion(total, [round(weights[owner] * NS) for owner in owners]), strict=True))
+
+
+def _within_versions(versions: Mapping[str, int], shares: Mapping[Key, int]) -> dict[Key, int]:
+    """Each version's time divided among its outcomes, keys and segments as its in-flight shares are."""
+    own: defaultdict[str, list[Key]] = defaultdict(list)
+    for key, share in shares.items():
+        if share > 0:
+            own[key.version].append(key)
+    divided: dict[Key, int] = {}
+    for version, ns in versions.items():
+        keys = own.get(version) or [Key(version, UNATTRIBUTED)]
+        divided.update(zip(keys, apportion(ns, [shares.get(key, 1) for key in keys]), strict=True))
+    return divided

@@ -1,6 +1,6 @@
-"""Metrics of devices and of their cost.
+"""Metrics of devices.
 
-Owns: the families `modelyard_{gpu,cpu,device,sampler,cost}_*`. Never: measuring, arithmetic of money.
+Owns: the families `modelyard_{gpu,cpu,device,sampler}_*`. Never: measuring.
 """
 
 from __future__ import annotations
@@ -13,14 +13,6 @@ from prometheus_client.metrics_core import Metric
 from monitoring.devices import DeviceReading
 from monitoring.gpu_metrics import collect_gpus, collect_use
 from monitoring.sampler import SamplerStatus
-from monitoring.statement import Statement
-
-IDLE = "idle"
-"""The value of `version` on the idle line; such a line has no model."""
-ALL = "all"
-"""The value of `version` on a bill that is shown as one line."""
-COST = "modelyard_cost"
-HELD_FROM = 0.9
 
 _SHARED: tuple[tuple[str, str, str], ...] = (
     ("utilization_ratio", "Share of time in use since the last reading, 0 to 1.", "utilisation"),
@@ -85,96 +77,6 @@ def collect_sampler(status: SamplerStatus) -> Iterator[Metric]:
     ):
         yield CounterMetricFamily(name, help_text, value=value)
     yield from collect_use(status)
-
-
-CostSeries = Mapping[tuple[str, tuple[str, ...]], float]
-"""(family, label values) -> value of a cost counter."""
-
-
-def cost_series(statement: Statement) -> CostSeries:
-    """Seconds and money of the whole ledger per bill line; the lines of a device, basis and method sum to its bill.
-
-    What is not settled yet is no counter: it moves to a version or to idle (a gauge shows it). The energy bill has one
-    line here, as the parts of its lines may shrink as cheaper seconds follow.
-    """
-    series: dict[tuple[str, tuple[str, ...]], float] = {}
-    for bill in statement.bills:
-        head = (bill.basis, bill.method, bill.device)
-        tail = (bill.device_kind, bill.currency)
-        if bill.basis == "energy":
-            series[COST, (*head, "", ALL, "", *tail)] = bill.total
-            continue
-        for line in bill.lines:
-            if line.kind != "unsettled":
-                model, _, version = line.version.partition("@")
-                labels = (*head, model, version or IDLE, line.outcome)
-                series[f"modelyard_{bill.device_kind}_seconds", labels] = line.seconds
-                series[COST, (*labels, *tail)] = line.amount
-    return series
-
-
-def hold(before: CostSeries, now: CostSeries) -> CostSeries:
-    """`now`, with values that fell a little held where they were.
-
-    Idle time is what remains, so a settlement that runs ahead of the sampler takes a moment of it back. Prometheus
-    would read that as a restart from zero and count all of it again. A fall by a tenth or more is a new beginning
-    (other prices, another ledger) and shown.
-    """
-    return {
-        key: before[key] if HELD_FROM * before.get(key, 0.0) < value < before.get(key, 0.0) else value
-        for key, value in now.items()
-    }
-
-
-def collect_cost(statement: Statement, series: CostSeries) -> Iterator[Metric]:
-    """The counters of `series`, and what is a gauge in `statement`."""
-    lines = ["basis", "method", "device", "model", "version", "outcome"]
-    families = {
-        "modelyard_gpu_seconds": CounterMetricFamily(
-            "modelyard_gpu_seconds", "GPU-seconds by whom they went to.", labels=lines
-        ),
-        "modelyard_cpu_seconds": CounterMetricFamily(
-            "modelyard_cpu_seconds", "Core-seconds by whom they went to.", labels=lines
-        ),
-        COST: CounterMetricFamily(COST, "Cost by whom it went to.", labels=[*lines, "device_kind", "currency"]),
-    }
-    for (name, labels), value in series.items():
-        families[name].add_metric(labels, value)
-    yield from families.values()
-    unsettled = GaugeMetricFamily(
-        "modelyard_cost_unsettled",
-        "Cost of time that is not divided yet.",
-        labels=["basis", "method", "device", "currency"],
-    )
-    for bill in statement.bills:
-        for line in bill.lines:
-            if line.kind == "unsettled":
-                unsettled.add_metric([bill.basis, bill.method, bill.device, bill.currency], line.amount)
-    yield unsettled
-    yield _per_1k(statement)
-    yield GaugeMetricFamily(
-        "modelyard_cost_residual_seconds",
-        "Seconds of use beyond the seconds held: not 0 where sampling or settlement is wrong.",
-        value=statement.residual_s,
-    )
-
-
-def _per_1k(statement: Statement) -> Metric:
-    """Per version the sum over its devices."""
-    family = GaugeMetricFamily(
-        "modelyard_cost_per_1k_requests",
-        "1000 x cost / successful requests; allocated and energy include the version's part of idle time.",
-        labels=["basis", "method", "model", "version", "device_kind", "currency"],
-    )
-    sums: dict[tuple[str, ...], float] = {}
-    for unit in statement.unit_costs:
-        if unit.per_1k_requests is not None:
-            model, _, version = unit.version.partition("@")
-            key: tuple[str, ...] = (unit.basis, unit.method, model, version, unit.device_kind, unit.currency)
-            sums[key] = sums.get(key, 0.0) + unit.per_1k_requests
-    for key, value in sums.items():
-        family.add_metric(key, value)
-    return family
 
 
 def _family(name: str, help_text: str, attribute: str, devices: Sequence[DeviceReading]) -> Metric:

@@ -19,7 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from monitoring.device_metrics import CostSeries, collect_cost, collect_devices, collect_sampler, cost_series, hold
+from monitoring.cost_series import CostSeries, collect_cost, collect_service_levels, cost_series, hold
+from monitoring.device_metrics import collect_devices, collect_sampler
 from monitoring.devices import DeviceReading
 from monitoring.drift_watch_metrics import DriftState, collect_drift
 from monitoring.engine_scrape import EngineMetrics
@@ -151,6 +152,8 @@ class Snapshot:
     """`model@version` -> bytes."""
     sampler: SamplerStatus | None = None
     statement: Statement | None = None
+    slo_targets: Mapping[str, float] = field(default_factory=dict)
+    """Model -> share of requests that shall be good; models without a service level are left out."""
     ledger: LedgerState | None = None
     samples: SampleCounts = field(default_factory=SampleCounts)
     drift: DriftState = field(default_factory=DriftState)
@@ -218,6 +221,7 @@ class Metrics(Collector):
             yield from collect_sampler(snapshot.sampler)
         if snapshot.statement is not None:
             yield from collect_cost(snapshot.statement, self._cost)
+        yield from collect_service_levels(snapshot.counters, snapshot.versions, snapshot.slo_targets)
         if snapshot.ledger is not None:
             age_s = self._clock() - published_at  # a control plane that is stuck publishes nothing
             lag, settle_lag = snapshot.ledger.lag_s + age_s, snapshot.ledger.settle_lag_s + age_s

@@ -216,7 +216,7 @@ def observe(records: Sequence[RequestRecord]) -> Deltas:
     - queue seconds: requests that asked at a model's gate, whether they were let in at once, later or not at all; those
       for which the queue was full are among the rejections alone.
     - phase seconds and tokens: streams with usage; prefill is first token - dispatch over the uncached prompt tokens,
-      decode is last - first token over the tokens after the first. `monitoring.cost` prices tokens by them.
+      decode is last - first token over the tokens after the first. `monitoring.unit_costs` prices tokens so.
     - shadow_…: copies of requests (shadow arms), which are in none of the others.
     """
     counters: defaultdict[CounterKey, float] = defaultdict(float)
@@ -233,15 +233,20 @@ def observe(records: Sequence[RequestRecord]) -> Deltas:
     return dict(counters), histograms.deltas()
 
 
-def intervals(records: Sequence[RequestRecord], device_of: Callable[[str], str | None]) -> list[Interval]:
-    """The time of each record on a device, from its hand-over to the engine until its end.
+def intervals(
+    records: Sequence[RequestRecord],
+    device_of: Callable[[str], str | None],
+    labels: Sequence[tuple[str, str]] = (),
+) -> list[Interval]:
+    """The time of each record on a device, from its hand-over to the engine until its end; `labels` are the key and
+    segment that each one is billed to (without them: nobody's).
 
     `device_of` names the device of a replica (None: not one of ours, e.g. an external engine; such a request takes no
     device time). Requests that no engine saw have no interval.
     """
     found: list[Interval] = []
     devices: dict[str, str | None] = {}
-    for record in records:
+    for record, label in zip(records, labels or repeat(("", "")), strict=False):
         dispatched_s, replica = record.dispatched_s, record.replica
         if dispatched_s <= 0 or not record.version or record.duration_s <= dispatched_s:
             continue
@@ -251,7 +256,7 @@ def intervals(records: Sequence[RequestRecord], device_of: Callable[[str], str |
         if device is not None:
             start = record.started_at + dispatched_s
             version = f"{record.model}@{record.version}"
-            found.append(Interval(device, version, billed_as(record), start, record.ended_at))
+            found.append(Interval(device, version, billed_as(record), start, record.ended_at, *label))
     return found
 
 

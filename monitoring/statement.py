@@ -1,54 +1,63 @@
-"""The cost statement: the ledger's rows of a window as bills, unit costs and totals.
+"""The cost statement: the ledger's rows of a window as bills, unit costs, usage and storage.
 
-Owns: putting rows together for `modelyard cost` and for the metrics. Never: I/O, clocks, arithmetic of money (`cost`).
+Owns: what is shown, and by what lines are told apart. Never: I/O, clocks, arithmetic of money (`cost`), the sums
+(`tally`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
-from monitoring.attribution import Key
+from monitoring.attribution import NS
 from monitoring.cost import (
+    BASES,
+    GB,
+    METHODS,
+    MONTH_S,
+    NANO,
     Bill,
-    Counts,
-    DeviceKind,
-    DeviceUse,
+    CostLine,
     Prices,
     TokenCost,
     TokenPrice,
-    TokenWeights,
-    UnitCost,
-    bills,
-    idle_shares,
     token_cost,
-    unit_cost,
 )
 from monitoring.observe import (
     CACHED_TOKENS,
     COMPLETION_TOKENS,
-    PHASE_SECONDS,
-    PHASE_TOKENS,
     PROMPT_TOKENS,
     REQUESTS,
+    SHADOW,
     SHADOW_REQUESTS,
 )
-from registry.entries import HOUR_S, CostSeconds, CounterKey, CpuSeconds, HeldSeconds
+from monitoring.tally import DIMENSIONS, Account, Cell, Device, Dimension, LedgerView, PriceList, Sums, Tally
+from monitoring.unit_costs import Subject, UnitCost, counted, unit_cost, weights_of
+from registry.entries import CounterKey, PriceChange, UsageHour
 
+__all__ = [
+    "DEFAULT_BY",
+    "DIMENSIONS",
+    "Device",
+    "Dimension",
+    "LedgerView",
+    "Statement",
+    "StorageCost",
+    "Usage",
+    "conclude",
+    "statement",
+    "usage_of",
+]
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What the bill must know of a device that no row says."""
-
-    kind: DeviceKind
-    cores: float = 1.0
+DEFAULT_BY: Final[tuple[Dimension, ...]] = ("version", "outcome")
+_KINDS: Final = ("version", "idle", "unsettled")
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a version did, whatever it cost."""
+    """What was done, whatever it cost. What usage is not divided by is "" (None for the hour)."""
 
     version: str
     requests: Mapping[str, int]
@@ -57,12 +66,39 @@ class Usage:
     cached_tokens: int
     completion_tokens: int
     shadow_requests: int = 0
-    """Copies of requests that it answered; they are in none of the others."""
+    """Copies of requests that were answered; they and their tokens are in none of the others."""
+    model: str = ""
+    key: str = ""
+    segment: str = ""
+    hour: int | None = None
+    judged: int = 0
+    """Requests that count for the service level."""
+    good: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StorageCost:
+    """What a version's artifacts cost on disk, in no bill of a device. Files that versions share are divided evenly."""
+
+    version: str
+    model: str
+    bytes: float
+    """Now."""
+    gb_months: float
+    """Within the window: 10^9 bytes for 730 hours."""
+    nano: int
+    currency: str
+
+    @property
+    def amount(self) -> float:
+        """In `currency`."""
+        return self.nano / NANO
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Everything about cost in one window. Bills differ in device, basis and method and must not be added up."""
+    """Everything about cost in one window. Bills differ in device, basis, method and currency and must not be added
+    up."""
 
     start: float
     stop: float
@@ -71,7 +107,14 @@ class Statement:
     unit_costs: tuple[UnitCost, ...]
     usage: tuple[Usage, ...]
     tokens: tuple[TokenCost, ...] = ()
-    """What hosted versions' tokens cost; of the whole ledger only, as usage is."""
+    """What hosted versions' tokens cost at today's price."""
+    storage: tuple[StorageCost, ...] = ()
+    by: tuple[Dimension, ...] = DEFAULT_BY
+    prices: tuple[PriceChange, ...] = ()
+    """The prices that the window met, each with the Unix second from which it was in force."""
+    usage_from: float | None = None
+    """Where it is later than `start`, usage before it is not known by hour: there are no unit costs of such a window,
+    but of the whole ledger there are."""
 
     @property
     def residual_s(self) -> float:
@@ -85,24 +128,9 @@ class Statement:
             made["total"] = one.total
             for line, own in zip(made["lines"], one.lines, strict=True):
                 line["amount"] = own.amount
+        for made, stored in zip(value["storage"], self.storage, strict=True):
+            made["amount"] = stored.amount
         return value | {"residual_s": self.residual_s}
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerView:
-    """What the ledger holds of a window (see `monitoring.settle.view`)."""
-
-    rows: Sequence[CostSeconds] = ()
-    held: Sequence[HeldSeconds] = ()
-    cpu: Sequence[CpuSeconds] = ()
-    counters: Mapping[CounterKey, float] = field(default_factory=dict)
-    """Totals since the ledger began."""
-    settled_until: float | None = None
-    """The watermark up to which intervals were divided."""
-    held_until: float | None = None
-    """The time up to which held seconds are written."""
-    start: float | None = None
-    """Unix time at which the window begins; None: it is the whole ledger."""
 
 
 def statement(
@@ -112,32 +140,78 @@ def statement(
     devices: Mapping[str, Device],
     reserved_bytes: Mapping[str, float] | None = None,
     token_prices: Mapping[str, TokenPrice] | None = None,
+    stored_bytes: Mapping[str, float] | None = None,
     stop: float,
+    by: Sequence[Dimension] = DEFAULT_BY,
+    history: bool = True,
 ) -> Statement:
-    """The statement of a window that ends at `stop`, Unix seconds.
+    """The statement of a window that ends at `stop`, Unix seconds; its lines are told apart `by` these.
 
-    The ledger has whole hours, so a window does too. What was held after the watermark is on the line `unsettled`.
-    Unit costs and usage need the window to be the whole ledger, as counters have no hours. A device that is not in
-    `devices` was a GPU unless it is called `cpu`. `reserved_bytes` (`model@version` -> memory on the device) divides
-    idle time in unit costs. `token_prices` are those of hosted versions (`model@version`).
+    The ledger has whole hours, so a window does too. What was held after the watermark is on the line `unsettled`. Each
+    hour has the price that was in force; `prices` are those of a ledger without a history, and of every hour where
+    `history` is false. A device that is not in `devices` was a GPU unless it is called `cpu`. `reserved_bytes`
+    (`model@version` -> memory now) divides idle time of hours of which no memory is written down. `token_prices` are
+    those of hosted versions, `stored_bytes` what artifacts take on disk now (both by `model@version`).
     """
-    names = sorted({row.device for row in view.rows} | {row.device for row in view.held})
-    uses = [
-        _use(view, name, devices.get(name) or Device("cpu" if name == "cpu" else "gpu"), reserved_bytes or {}, stop)
-        for name in names
+    tally = Tally(by)
+    tally.add(view, PriceList(view.price_changes if history else (), prices), devices, reserved_bytes or {})
+    return conclude(
+        tally,
+        view,
+        prices=prices,
+        token_prices=token_prices or {},
+        stored_bytes=stored_bytes or {},
+        stop=stop,
+        by=tuple(by),
+        history=history,
+    )
+
+
+def conclude(
+    tally: Tally,
+    view: LedgerView,
+    *,
+    prices: Prices,
+    token_prices: Mapping[str, TokenPrice],
+    stored_bytes: Mapping[str, float],
+    stop: float,
+    by: tuple[Dimension, ...] = DEFAULT_BY,
+    history: bool = True,
+) -> Statement:
+    """The statement of what was added up; `view` is the last window of it, and says where all of it begins."""
+    shown = {
+        account: sums
+        for account, sums in sorted(tally.accounts.items(), key=lambda item: _order(item[0]))
+        if sums.measured or account.method == "inflight"
+    }
+    starts = [sums.start for sums in shown.values() if sums.start is not None]
+    start = min(starts, default=stop) if view.start is None else view.start
+    bills = [
+        _bill(account, sums, by, start if view.start is not None else None, stop) for account, sums in shown.items()
     ]
-    made = bills(uses, prices)
-    whole = view.start is None
-    usage = usage_of(view.counters) if whole else ()
-    counts = counts_of(view.counters) if whole else {}
-    start = min((use.start for use in uses), default=stop) if view.start is None else view.start
-    hosted = [(one, price) for one in usage if (price := (token_prices or {}).get(one.version)) is not None]
-    tokens = tuple(token_cost(one.version, one.prompt_tokens, one.completion_tokens, price) for one, price in hosted)
-    return Statement(start, stop, prices.currency, tuple(made), _unit_costs(uses, made, counts), usage, tokens)
+    known = view.whole or view.usage_from is None or start >= view.usage_from
+    units = [one for account, sums in shown.items() for one in _unit_costs(account, sums, tally, by)] if known else []
+    if not known or "hour" in by:
+        units = [one for one in units if one.hour is None or one.hour >= (view.usage_from or 0.0)]
+    hosted = _hosted(tally, token_prices)
+    met = _met(view.price_changes, start, stop) if history else ()
+    return Statement(
+        start=start,
+        stop=stop,
+        currency=prices.currency,
+        bills=tuple(bills),
+        unit_costs=tuple(units),
+        usage=_usage(tally.usage, by),
+        tokens=hosted,
+        storage=_storage(tally, stored_bytes, prices.currency),
+        by=by,
+        prices=met or (PriceChange(int(start), asdict(prices)),),
+        usage_from=view.usage_from,
+    )
 
 
 def usage_of(counters: Mapping[CounterKey, float]) -> tuple[Usage, ...]:
-    """Requests and tokens per version from the ledger's counters."""
+    """Requests and tokens per version from the ledger's counters: of all time."""
     requests: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
     copies: defaultdict[str, int] = defaultdict(int)
@@ -157,33 +231,11 @@ def usage_of(counters: Mapping[CounterKey, float]) -> tuple[Usage, ...]:
             tokens[ref, CACHED_TOKENS],
             tokens[ref, COMPLETION_TOKENS],
             copies[ref],
+            ref.partition("@")[0],
         )
         for ref, outcomes in sorted(requests.items())
         if ref
     )
-
-
-def counts_of(counters: Mapping[CounterKey, float]) -> dict[str, Counts]:
-    """`model@version` -> what unit costs divide by."""
-    phases: defaultdict[tuple[str, str, str], float] = defaultdict(float)
-    for key, value in counters.items():
-        if key.name in (PHASE_SECONDS, PHASE_TOKENS):
-            phases[_ref(key), key.name, key.labels[2]] += value
-    return {
-        one.version: Counts(
-            successes=one.requests.get("completed", 0),
-            uncached_tokens=max(0, one.prompt_tokens - one.cached_tokens),
-            cached_tokens=one.cached_tokens,
-            output_tokens=one.completion_tokens,
-            weights=TokenWeights.measured(
-                phases[one.version, PHASE_SECONDS, "prefill"],
-                phases[one.version, PHASE_TOKENS, "prefill"],
-                phases[one.version, PHASE_SECONDS, "decode"],
-                phases[one.version, PHASE_TOKENS, "decode"],
-            ),
-        )
-        for one in usage_of(counters)
-    }
 
 
 def _ref(key: CounterKey) -> str:
@@ -191,61 +243,151 @@ def _ref(key: CounterKey) -> str:
     return f"{model}@{version}" if model and version else ""
 
 
-def _use(view: LedgerView, name: str, device: Device, reserved: Mapping[str, float], stop: float) -> DeviceUse:
-    """One device's part of the window."""
-    rows = [row for row in view.rows if row.device == name]
-    held = [row for row in view.held if row.device == name]
-    shares: defaultdict[Key, float] = defaultdict(float)
-    for row in rows:
-        shares[row.version, row.outcome] += row.busy_share_s
-    cpu_s: defaultdict[str, float] = defaultdict(float)
-    for one in view.cpu:
-        if one.device == name:
-            cpu_s[one.version] += one.cpu_s
-    hours = [row.hour for row in rows] + [row.hour for row in held]
-    return DeviceUse(
-        device=name,
-        kind=device.kind,
-        start=float(min(hours)) if view.start is None else view.start,
-        stop=stop,
-        held_s=sum(row.held_s for row in held),
-        shares=shares,
-        unsettled_s=_unsettled(held, view.settled_until, view.held_until),
-        cores=device.cores,
-        cpu_s=cpu_s if cpu_s and device.kind == "cpu" else None,
-        energy_j=sum(row.energy_j for row in held) if any(row.metered_s for row in held) else None,
-        reserved_bytes=reserved,
+def _subject(cell: Cell, by: Iterable[Dimension]) -> Subject:
+    """What the cell belongs to where things are told apart `by` these."""
+    model = cell.version.partition("@")[0]
+    return Subject(
+        version=cell.version if "version" in by else "",
+        model=model if "model" in by or "version" in by else "",
+        key=cell.key if "key" in by else "",
+        segment=cell.segment if "segment" in by else "",
+        hour=cell.hour if "hour" in by else None,
     )
 
 
-def _unsettled(held: Sequence[HeldSeconds], settled_until: float | None, held_until: float | None) -> float:
-    """Held seconds after the watermark. Within an hour, held time is taken to be its latest part."""
-    if held_until is None:
-        return 0.0
-    after = 0.0
-    for row in held:
-        stop = min(float(row.hour + HOUR_S), held_until)
-        after += min(row.held_s, max(0.0, stop - max(float(row.hour), settled_until or 0.0)))
-    return after
+def _order(account: Account) -> tuple[str, int, int, str]:
+    methods = METHODS[account.device_kind]
+    return account.device, methods.index(account.method), BASES.index(account.basis), account.currency
 
 
-def _unit_costs(uses: Sequence[DeviceUse], made: Sequence[Bill], counts: Mapping[str, Counts]) -> tuple[UnitCost, ...]:
-    """Unit costs per version and bill; one version on several devices has a unit cost per device.
+def _bill(account: Account, sums: Sums, by: tuple[Dimension, ...], start: float | None, stop: float) -> Bill:
+    """The sums as lines: versions first, then idle time, then what is not settled."""
+    found: defaultdict[tuple[int, Subject, str], list[int]] = defaultdict(lambda: [0, 0])
+    for cell, (ns, nano) in sums.cells.items():
+        outcome = cell.outcome if "outcome" in by else ""
+        line = found[_KINDS.index(cell.kind), _subject(cell, by), outcome]
+        line[0] += ns
+        line[1] += nano
+    lines = tuple(
+        CostLine(
+            kind=_KINDS[kind],
+            version=of.version,
+            outcome=outcome,
+            seconds=ns / NS,
+            nano=nano,
+            model=of.model,
+            key=of.key,
+            segment=of.segment,
+            hour=of.hour,
+        )
+        for (kind, of, outcome), (ns, nano) in sorted(found.items(), key=lambda item: _line_order(item[0]))
+        if ns or nano or of.hour is None
+    )
+    return Bill(
+        device=account.device,
+        device_kind=account.device_kind,
+        basis=account.basis,
+        method=account.method,
+        currency=account.currency,
+        start=start if start is not None else sums.start or 0.0,
+        stop=stop,
+        lines=lines,
+        total_nano=sum(line.nano for line in lines),
+        residual_s=sums.residual_ns / NS,
+        fallback_s=sums.fallback_ns / NS,
+    )
 
-    A version that reserves memory and was never at work bears its part of the idle time too, on every device, as
-    nothing tells which one its memory is on.
-    """
-    seen = {use.device: {version for version, _ in use.shares} | set(use.cpu_s or ()) for use in uses}
-    unasked = {version for use in uses for version in use.reserved_bytes} - set().union(*seen.values())
-    found: list[UnitCost] = []
-    for use in uses:
-        on_device = sorted(seen[use.device] | unasked)
-        idle = idle_shares(use, on_device)
-        for one in made:
-            if one.device == use.device:
-                found.extend(
-                    unit_cost(version, one, counts[version], idle_share=idle[version])
-                    for version in on_device
-                    if version in counts
-                )
-    return tuple(found)
+
+def _line_order(line: tuple[int, Subject, str]) -> tuple[Any, ...]:
+    kind, of, outcome = line
+    return kind, of.hour or 0, of.model, of.version, of.key, of.segment, outcome
+
+
+def _unit_costs(account: Account, sums: Sums, tally: Tally, by: tuple[Dimension, ...]) -> list[UnitCost]:
+    """Unit costs of everything that has both cost on this bill and usage; one that is on several devices has one per
+    device."""
+    with_idle = "key" not in by and "segment" not in by
+    nano: defaultdict[Subject, int] = defaultdict(int)
+    for cell, (_, part) in sums.cells.items():
+        if (cell.kind == "version" and cell.outcome != SHADOW) or (cell.kind == "idle" and with_idle):
+            nano[_subject(cell, by)] += part
+    rows: defaultdict[Subject, list[UsageHour]] = defaultdict(list)
+    for cell, row in tally.usage.items():
+        if cell.outcome != SHADOW:
+            rows[_subject(cell, by)].append(row)
+    weights = {version: weights_of(tally.phases, version) for version in {row.version for row in tally.usage.values()}}
+    return [
+        unit_cost(
+            subject,
+            nano[subject],
+            counted((row, weights[row.version]) for row in rows[subject]),
+            basis=account.basis,
+            method=account.method,
+            device_kind=account.device_kind,
+            currency=account.currency,
+            device=account.device,
+            with_idle=with_idle,
+        )
+        for subject in sorted(nano.keys() & rows.keys(), key=lambda of: _line_order((0, of, "")))
+    ]
+
+
+def _usage(cells: Mapping[Cell, UsageHour], by: tuple[Dimension, ...]) -> tuple[Usage, ...]:
+    groups: defaultdict[Subject, list[UsageHour]] = defaultdict(list)
+    for cell, row in cells.items():
+        groups[_subject(cell, by)].append(row)
+    return tuple(
+        _usage_of(subject, rows)
+        for subject, rows in sorted(groups.items(), key=lambda item: _line_order((0, item[0], "")))
+    )
+
+
+def _usage_of(subject: Subject, rows: Sequence[UsageHour]) -> Usage:
+    own = [row for row in rows if row.outcome != SHADOW]
+    requests: defaultdict[str, int] = defaultdict(int)
+    for row in own:
+        requests[row.outcome] += row.requests
+    return Usage(
+        version=subject.version,
+        requests=dict(requests),
+        prompt_tokens=sum(row.prompt_tokens for row in own),
+        cached_tokens=sum(row.cached_tokens for row in own),
+        completion_tokens=sum(row.completion_tokens for row in own),
+        shadow_requests=sum(row.requests for row in rows if row.outcome == SHADOW),
+        model=subject.model,
+        key=subject.key,
+        segment=subject.segment,
+        hour=subject.hour,
+        judged=sum(row.judged for row in own),
+        good=sum(row.good for row in own),
+    )
+
+
+def _hosted(tally: Tally, prices: Mapping[str, TokenPrice]) -> tuple[TokenCost, ...]:
+    used = _usage(tally.usage, ("version",))
+    return tuple(
+        token_cost(one.version, one.prompt_tokens, one.completion_tokens, prices[one.version])
+        for one in used
+        if one.version in prices
+    )
+
+
+def _storage(tally: Tally, stored: Mapping[str, float], currency: str) -> tuple[StorageCost, ...]:
+    keys = sorted(tally.storage.keys() | {(version, currency) for version in stored})
+    return tuple(
+        StorageCost(
+            version=version,
+            model=version.partition("@")[0],
+            bytes=stored.get(version, 0.0),
+            gb_months=byte_s / GB / MONTH_S,
+            nano=nano,
+            currency=of,
+        )
+        for version, of in keys
+        for byte_s, nano in (tally.storage.get((version, of), (0.0, 0)),)
+    )
+
+
+def _met(changes: Sequence[PriceChange], start: float, stop: float) -> tuple[PriceChange, ...]:
+    before = [one for one in changes if one.at <= start]
+    return (*(before[-1:] or changes[:1]), *(one for one in changes[0 if before else 1 :] if start < one.at < stop))

@@ -190,6 +190,12 @@ class LedgerSnapshot:
         query = select(table.c.key_id, table.c.segment).where(table.c.hour == hour).distinct()
         return {(key_id, segment) for key_id, segment in self._connection.execute(query)}
 
+    def first_hour(self) -> int | None:
+        """The first hour in which a device was held or used, or a request ended; None in an empty ledger."""
+        tables = (schema.cost_seconds, schema.held_seconds, schema.usage_hours)
+        hours = [self._connection.scalar(select(func.min(table.c.hour))) for table in tables]
+        return min((hour for hour in hours if hour is not None), default=None)
+
     def phases_before(self, hour: int) -> dict[str, tuple[float, float, float, float]]:
         """`model@version` -> prefill seconds and tokens, decode seconds and tokens of all hours before this one."""
         table = schema.usage_hours

@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from monitoring.cost import UnitCost
 from monitoring.devices import DeviceReading
 from monitoring.engine_scrape import Target
 from monitoring.recent import FAULTS, VersionRates
 from monitoring.statement import Statement, Usage
+from monitoring.unit_costs import UnitCost
 from monitoring.windows import Drift
 from registry.models import Version
 from serving.control.admin_models import DeviceView, DriftLine, ModelStatus, ReplicaView, VersionStatus, WorkerView

@@ -19,6 +19,7 @@ from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
 from monitoring.recent import RecentWindow
 from monitoring.sampler import SamplerStatus, Sums
 from monitoring.statement import Device, Statement, statement
+from monitoring.usage import Slo
 from monitoring.windows import Drift, FeatureDrift
 from registry.entries import CpuSeconds, HeldSeconds
 from registry.ledger import Ledger
@@ -27,7 +28,9 @@ from registry.usage import RequestRecord
 
 HOUR = 1_700_002_800
 VERSIONS = (("assistant", "v1"), ("assistant", "v2"))
-PRICES = Prices("USD", gpu_hour=2.5, cpu_hour=0.12, kwh=0.3, pue=1.2)
+PRICES = Prices("USD", gpu_hour=2.5, cpu_hour=0.12, kwh=0.3, pue=1.2, storage_gb_month=0.08)
+SLOS = {"assistant": Slo(first_token_s=0.15, total_s=0.45, target=0.99)}
+STORED = {"assistant@v1": 1e8, "assistant@v2": 2e8}
 DEVICES = {"cpu": Device("cpu", cores=2.0), "GPU-1": Device("gpu")}
 
 
@@ -49,14 +52,17 @@ class Yard:
 
     def ingest(self, records: list[RequestRecord], *, watermark: float, sums: Sums | None = None) -> None:
         with self.ledger.transaction() as tx:
-            settle.count(tx, records, lambda replica: "GPU-1" if replica.endswith("/gpu") else "cpu")
+            device_of = {"gpu": "GPU-1"}
+            settle.count(tx, records, lambda replica: device_of.get(replica.rpartition("/")[2], "cpu"), slos=SLOS)
             settle.settle(tx, watermark)
+            settle.store(tx, STORED, watermark)
             settle.add(tx, sums or Sums())
         self.window.add(records)
 
     def statement(self, now: float, since: float | None = None) -> Statement:
         view = settle.view(self.ledger, since)
-        return statement(view, prices=PRICES, devices=DEVICES, reserved_bytes={"assistant@v1": 3e8}, stop=now)
+        memory = {"assistant@v1": 3e8}
+        return statement(view, prices=PRICES, devices=DEVICES, reserved_bytes=memory, stored_bytes=STORED, stop=now)
 
     def snapshot(self, now: float) -> Snapshot:
         return Snapshot(
@@ -82,6 +88,7 @@ class Yard:
                 use={("GPU-1", "assistant@v1"): GpuUse(0.6, 300_000_000)},
             ),
             statement=self.statement(now),
+            slo_targets={model: slo.target for model, slo in SLOS.items()},
             ledger=LedgerState(0.5, 1.0),
             drift=DriftState([quiet(model, version, now) for model, version in VERSIONS], now, checks=3, delivered=1),
         )

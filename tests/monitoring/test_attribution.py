@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring.attribution import HOUR_S, NS, Shares, advance, apportion, cost_rows, sweep
-from registry.entries import Interval
+from monitoring.attribution import NS, Key, Shares, advance, apportion, cost_rows, sweep
+from registry.entries import HOUR_S, Interval
 
 # Quarter seconds around an hour's end, so that edges coincide and cross hours.
 BASE = 1_700_000_000 // HOUR_S * HOUR_S + HOUR_S - 30
@@ -43,15 +43,15 @@ def plain(shares: Shares) -> tuple[int, dict, dict]:
 def test_two_overlapping_requests_share_their_overlap_evenly() -> None:
     shares = sweep([Interval("cpu", "a", "completed", 10, 14), Interval("cpu", "b", "completed", 12, 18)], 0, 100)
     assert shares.busy_ns == 8 * NS
-    assert shares.share_ns == {("a", "completed"): 3 * NS, ("b", "completed"): 5 * NS}
-    assert shares.inflight_ns == {("a", "completed"): 4 * NS, ("b", "completed"): 6 * NS}
+    assert shares.share_ns == {Key("a", "completed"): 3 * NS, Key("b", "completed"): 5 * NS}
+    assert shares.inflight_ns == {Key("a", "completed"): 4 * NS, Key("b", "completed"): 6 * NS}
 
 
 def test_an_hour_of_concurrency_costs_an_hour_and_not_its_multiple() -> None:
     busy = [Interval("cpu", "a", "completed", 0, 3600)] * 64
     shares = sweep(busy, 0, 3600)
-    assert shares.busy_ns == 3600 * NS == shares.share_ns["a", "completed"]
-    assert shares.inflight_ns["a", "completed"] == 64 * 3600 * NS
+    assert shares.busy_ns == 3600 * NS == shares.share_ns[Key("a", "completed")]
+    assert shares.inflight_ns[Key("a", "completed")] == 64 * 3600 * NS
 
 
 @given(intervals, times, times)

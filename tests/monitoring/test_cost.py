@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.cost import (
-    NANO,
-    UNATTRIBUTED,
-    Counts,
-    DeviceUse,
-    Prices,
-    TokenWeights,
-    bill,
-    bills,
-    idle_shares,
-    unit_cost,
-)
+from monitoring.attribution import Key
+from monitoring.cost import BASES, METHODS, NANO, UNATTRIBUTED, Bill, DeviceUse, Prices, bill, idle_weights
+from monitoring.unit_costs import Subject as Of
+from monitoring.unit_costs import TokenWeights, counted, unit_cost, weights_of
+from registry.entries import UsageHour
 
 V1, V2 = "assistant@v1", "assistant@v2"
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -27,7 +20,14 @@ price = st.floats(0, 100, allow_nan=False)
 prices = st.builds(
     Prices, st.just("EUR"), gpu_hour=price, cpu_hour=price, kwh=price, pue=st.floats(1, 3, allow_nan=False)
 )
-keys = st.tuples(st.sampled_from([V1, V2]), st.sampled_from(["completed", "failed", "cancelled"]))
+keys = st.builds(
+    Key,
+    st.sampled_from([V1, V2]),
+    st.sampled_from(["completed", "failed", "cancelled"]),
+    st.sampled_from(["", "key-1"]),
+    st.sampled_from(["", "beta"]),
+)
+by_version = st.none() | st.dictionaries(st.sampled_from([V1, V2, "other@v1"]), seconds)
 uses = st.builds(
     DeviceUse,
     device=st.just("cpu"),
@@ -38,8 +38,11 @@ uses = st.builds(
     shares=st.dictionaries(keys, seconds, max_size=6),
     unsettled_s=seconds,
     cores=st.sampled_from([1.0, 1.5, 2.0, 64.0]),
-    cpu_s=st.none() | st.dictionaries(st.sampled_from([V1, V2, "other@v1"]), seconds),
+    cpu_s=by_version,
+    sm_s=by_version,
+    token_s=st.none() | st.dictionaries(keys, seconds, max_size=6),
     energy_j=st.none() | st.floats(0, 1e9, allow_nan=False),
+    reserved=st.dictionaries(st.sampled_from([V1, V2, "warm@v1"]), st.floats(0, 1e12)),
 )
 
 
@@ -50,21 +53,46 @@ def use(**changes) -> DeviceUse:
         "start": 0.0,
         "stop": 3600.0,
         "held_s": 3600.0,
-        "shares": {(V1, "completed"): 600.0, (V1, "failed"): 120.0, (V2, "completed"): 180.0},
+        "shares": {Key(V1, "completed"): 600.0, Key(V1, "failed"): 120.0, Key(V2, "completed"): 180.0},
         "unsettled_s": 36.0,
         "cores": 2.0,
     }
     return DeviceUse(**(given_ | changes))
 
 
+def bills(one: DeviceUse, asked: Prices) -> list[Bill]:
+    """By every basis and method that has a reading."""
+    made = (bill(one, asked, basis, method) for method in METHODS[one.kind] for basis in BASES)
+    return [found for found in made if found is not None]
+
+
+def unit(nano: int, *rows: UsageHour, weights: TokenWeights | None = None):
+    counts = counted((row, weights or TokenWeights.convention()) for row in rows)
+    return unit_cost(
+        Of(V1), nano, counts, basis="busy", method="inflight", device_kind="cpu", currency="USD", device="cpu"
+    )
+
+
+def done(**changes) -> UsageHour:
+    return UsageHour(0, "cpu", V1, "completed", "", "", **changes)
+
+
 @given(uses, prices)
 def test_lines_sum_to_the_total_and_none_is_negative(one: DeviceUse, asked: Prices) -> None:
-    for made in bills([one], asked):
+    for made in bills(one, asked):
         assert sum(line.nano for line in made.lines) == made.total_nano
         assert all(line.nano >= 0 and line.seconds >= 0 for line in made.lines)
         assert made.currency == "EUR"
         assert made.device_kind == one.kind
         assert made.residual_s >= 0
+
+
+@given(uses, prices)
+def test_methods_differ_in_whose_the_time_is_and_not_in_how_much_it_was(one: DeviceUse, asked: Prices) -> None:
+    totals = {(made.basis, made.method): made.total_nano for made in bills(one, asked)}
+    for (basis, method), total in totals.items():
+        if method != "cpu_time":
+            assert total == totals[basis, "inflight"]
 
 
 @given(uses, prices)
@@ -85,7 +113,8 @@ def test_a_cpu_hour_by_hand() -> None:
         ("version", V1, "completed"): 40_000_000,  # 600 s x 2 cores x 0.12 / 3600
         ("version", V1, "failed"): 8_000_000,
         ("version", V2, "completed"): 12_000_000,
-        ("idle", "", ""): 177_600_000,
+        ("idle", V1, ""): 88_800_000,  # nobody's memory is known, so half each
+        ("idle", V2, ""): 88_800_000,
         ("unsettled", "", ""): 2_400_000,
     }
     busy = bill(use(), Prices(cpu_hour=0.12), "busy")
@@ -122,22 +151,47 @@ def test_use_beyond_the_time_held_is_billed_and_named() -> None:
 
 
 def test_cost_per_1k_requests_counts_failed_work_and_successes_only() -> None:
-    busy = bill(use(), Prices(cpu_hour=0.12), "busy")
-    assert busy is not None
-    unit = unit_cost(V1, busy, Counts(successes=480))
-    assert unit.per_1k_requests == pytest.approx(1000 * 0.048 / 480)
-    assert (unit.currency, unit.device_kind, unit.basis, unit.method) == ("USD", "cpu", "busy", "inflight")
-    assert unit_cost(V1, busy, Counts()).per_1k_requests is None
+    failed = UsageHour(0, "cpu", V1, "failed", "", "", requests=20, judged=20)
+    found = unit(48_000_000, done(requests=480, judged=480, good=240), failed)
+    assert found.per_1k_requests == pytest.approx(1000 * 0.048 / 480)
+    assert found.per_1k_good == pytest.approx(1000 * 0.048 / 240)
+    assert (found.requests, found.judged, found.good, found.cost_nano) == (480, 500, 240, 48_000_000)
+    assert (found.currency, found.device_kind, found.basis, found.method) == ("USD", "cpu", "busy", "inflight")
+    assert unit(48_000_000).per_1k_requests is None
+    assert unit(48_000_000, failed).per_1k_good is None
 
 
 def test_idle_time_is_paid_for_by_memory_reserved() -> None:
-    assert idle_shares(use(reserved_bytes={V1: 300.0, V2: 100.0}), [V1, V2]) == {V1: 0.75, V2: 0.25}
-    assert idle_shares(use(), [V1, V2]) == {V1: 0.5, V2: 0.5}
-    assert idle_shares(use(), []) == {}
-    allocated = bill(use(), Prices(cpu_hour=0.12), "allocated")
+    assert idle_weights(use(reserved={V1: 300.0, "warm@v1": 100.0})) == {V1: 300, "warm@v1": 100}
+    assert idle_weights(use()) == {V1: 1, V2: 1}
+    assert idle_weights(use(shares={})) == {"": 1}
+    allocated = bill(use(reserved={V1: 300.0, "warm@v1": 100.0}), Prices(cpu_hour=0.12), "allocated")
     assert allocated is not None
-    unit = unit_cost(V2, allocated, Counts(successes=10), idle_share=0.25)
-    assert unit.per_1k_requests == pytest.approx(100 * (0.012 + 0.1776 / 4))
+    idle = {line.version: line.nano for line in allocated.lines if line.kind == "idle"}
+    assert idle == {V1: 133_200_000, "warm@v1": 44_400_000}
+
+
+def test_multiprocessor_time_divides_the_busy_time() -> None:
+    """900 busy seconds; V1's processes had three quarters of the multiprocessors' time, V2's none of it."""
+    one = use(kind="gpu", sm_s={V1: 300.0, "other@v1": 100.0})
+    made = bill(one, Prices(gpu_hour=3.6), "busy", "sm")
+    assert made is not None
+    assert {(line.version, line.outcome): line.nano for line in made.lines} == {
+        (V1, "completed"): 562_500_000,  # five sixths of 675 s, as of its requests in flight
+        (V1, "failed"): 112_500_000,
+        ("other@v1", UNATTRIBUTED): 225_000_000,
+    }
+    assert bill(use(kind="gpu"), Prices(), "busy", "sm") is None
+
+
+def test_tokens_divide_the_busy_time() -> None:
+    one = use(kind="gpu", token_s={Key(V1, "completed"): 10.0, Key(V2, "completed"): 30.0})
+    made = bill(one, Prices(gpu_hour=3.6), "busy", "tokens")
+    assert made is not None
+    assert {(line.version, line.outcome): line.nano for line in made.lines} == {
+        (V1, "completed"): 225_000_000,
+        (V2, "completed"): 675_000_000,
+    }
 
 
 @given(
@@ -145,20 +199,17 @@ def test_idle_time_is_paid_for_by_memory_reserved() -> None:
     st.tuples(st.floats(0.001, 100), st.floats(0, 10), st.floats(0.001, 100)),
 )
 def test_tokens_times_their_price_is_the_cost_again(
-    done: tuple[int, int, int], weights: tuple[float, float, float]
+    tokens_of: tuple[int, int, int], weights: tuple[float, float, float]
 ) -> None:
-    fresh, cached, output = done
-    w_in, w_cached, w_out = weights
-    busy = bill(use(), Prices(cpu_hour=0.12), "busy")
-    assert busy is not None
-    counts = Counts(1, fresh, cached, output, TokenWeights(w_in, w_cached, w_out, "convention"))
-    unit = unit_cost(V1, busy, counts)
+    fresh, cached, output = tokens_of
+    row = done(requests=1, prompt_tokens=fresh + cached, cached_tokens=cached, completion_tokens=output)
+    found = unit(48_000_000, row, weights=TokenWeights(*weights, "convention"))
     tokens = (
-        (fresh, unit.per_1m_input_tokens),
-        (cached, unit.per_1m_cached_tokens),
-        (output, unit.per_1m_output_tokens),
+        (fresh, found.per_1m_input_tokens),
+        (cached, found.per_1m_cached_tokens),
+        (output, found.per_1m_output_tokens),
     )
-    assert all((per is None) == (n == 0 or not (fresh or output or cached * w_cached)) for n, per in tokens)
+    assert all((per is None) == (n == 0 or not (fresh or output or cached * weights[1])) for n, per in tokens)
     if fresh or output:
         assert sum(n * (per or 0) for n, per in tokens) / 1e6 == pytest.approx(0.048)
 
@@ -167,6 +218,10 @@ def test_token_weights_come_from_measured_phases_where_there_are_any() -> None:
     measured = TokenWeights.measured(2.0, 1000, 10.0, 500)
     assert (measured.uncached, measured.cached, measured.output, measured.source) == (0.002, 0, 0.02, "phase_seconds")
     assert TokenWeights.measured(0.0, 1000, 10.0, 500).source == "convention"
+    phases = {V1: (2.0, 1000.0, 10.0, 500.0), V2: (0.0, 0.0, 1.0, 10.0)}
+    assert weights_of(phases, V1) == measured
+    assert weights_of(phases, V2) == TokenWeights(0.002, 0.0, 0.02, "pooled"), "comparable with the measured ones"
+    assert weights_of({}, V1) == TokenWeights.convention()
 
 
 def test_prices_are_read_as_the_decimals_that_were_written() -> None:

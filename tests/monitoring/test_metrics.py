@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring import settle
 from monitoring.cost import Prices
-from monitoring.device_metrics import hold
+from monitoring.cost_series import hold
 from monitoring.metrics import LedgerState, Metrics, Snapshot
 from monitoring.sampler import SamplerStatus, Sums
 from monitoring.statement import LedgerView, statement
@@ -114,9 +114,14 @@ def test_the_lines_of_a_bill_sum_to_the_price_of_the_time_held(yard: Yard) -> No
         ("cpu", "busy", "inflight"),
         ("cpu", "allocated", "cpu_time"),
         ("cpu", "busy", "cpu_time"),
+        ("cpu", "allocated", "tokens"),
+        ("cpu", "busy", "tokens"),
         ("GPU-1", "allocated", "inflight"),
         ("GPU-1", "busy", "inflight"),
         ("GPU-1", "energy", "inflight"),
+        ("GPU-1", "allocated", "tokens"),
+        ("GPU-1", "busy", "tokens"),
+        ("GPU-1", "energy", "tokens"),
     }
     cpu = next(
         bill for bill in made.bills if (bill.device, bill.basis, bill.method) == ("cpu", "allocated", "inflight")
@@ -139,12 +144,16 @@ def test_the_lines_of_a_bill_sum_to_the_price_of_the_time_held(yard: Yard) -> No
     assert plain["bills"][0]["lines"][0]["amount"] == made.bills[0].lines[0].amount
 
 
-def test_a_window_has_bills_and_leaves_unit_costs_out(yard: Yard) -> None:
+def test_a_window_has_bills_usage_and_unit_costs_of_its_own(yard: Yard) -> None:
     now = play(yard, 4, HOUR + 3598)
     late = yard.statement(now, since=HOUR + 3600)
     held = [bill for bill in late.bills if (bill.device, bill.basis, bill.method) == ("cpu", "allocated", "inflight")]
     assert sum(line.seconds for line in held[0].lines) == pytest.approx(4.0)  # two seconds on two cores
-    assert late.unit_costs == ()
+    assert {one.version: one.requests["completed"] for one in late.usage} == {"assistant@v1": 4, "assistant@v2": 2}
+    busy = next(bill for bill in late.bills if (bill.device, bill.basis) == ("cpu", "busy"))
+    own = sum(line.amount for line in busy.lines if line.version == "assistant@v1")
+    unit = next(u for u in late.unit_costs if (u.version, u.basis, u.device) == ("assistant@v1", "busy", "cpu"))
+    assert unit.per_1k_requests == pytest.approx(1000 * own / 4)
     assert yard.statement(now).start == HOUR
 
 
@@ -184,7 +193,7 @@ def test_a_transaction_that_fails_counts_nothing(yard: Yard) -> None:
 def test_cost_counters_do_not_fall_a_little() -> None:
     key, other = ("modelyard_cost", ("a",)), ("modelyard_cost", ("b",))
     assert hold({key: 10.0}, {key: 9.9, other: 1.0}) == {key: 10.0, other: 1.0}
-    assert hold({key: 10.0}, {key: 2.0}) == {key: 2.0}  # other prices
+    assert hold({key: 10.0}, {key: 2.0}) == {key: 10.0}  # nothing is taken back, so it would be a restart from zero
     assert hold({key: 10.0}, {key: 11.0}) == {key: 11.0}
 
 
@@ -199,9 +208,9 @@ def test_idle_that_shrinks_by_a_late_settlement_is_held_in_the_metric() -> None:
         "basis": "allocated",
         "method": "inflight",
         "device": "cpu",
-        "model": "",
-        "version": "idle",
-        "outcome": "",
+        "model": "assistant",
+        "version": "v1",
+        "outcome": "idle",
     }
     seen = []
     for busy_s in (10.0, 10.5):

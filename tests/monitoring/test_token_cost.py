@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from monitoring_records import record
 
 from monitoring.cost import NANO, Prices, TokenPrice, token_cost
-from monitoring.observe import observe
 from monitoring.statement import LedgerView, statement
+from monitoring.usage import usage
 
 LIST = TokenPrice(0.15, 0.6)
 
@@ -23,7 +23,8 @@ def test_tokens_times_price_to_the_last_billionth(prompt: int, completion: int) 
 
 def test_only_hosted_versions_have_a_price_and_no_bill_changes() -> None:
     cloud = record(version="cloud", prompt_tokens=1_000_000, completion_tokens=500_000)
-    view = LedgerView(counters=observe([cloud, record()])[0])
+    rows, _ = usage([cloud, record()], [("", ""), ("", "")], lambda replica: None, {})
+    view = LedgerView(usage=rows)
     without = statement(view, prices=Prices(), devices={}, stop=10.0)
     made = statement(view, prices=Prices(), devices={}, token_prices={"assistant@cloud": LIST}, stop=10.0)
     assert (without.tokens, without.bills) == ((), made.bills)
