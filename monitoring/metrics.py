@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as ExemplarSample
 
 from monitoring.cost_series import CostSeries, collect_cost, collect_service_levels, cost_series, hold
 from monitoring.device_metrics import collect_devices, collect_sampler
@@ -25,15 +26,20 @@ from monitoring.devices import DeviceReading
 from monitoring.drift_watch_metrics import DriftState, collect_drift
 from monitoring.engine_scrape import EngineMetrics
 from monitoring.engine_series import collect_engine_metrics
+from monitoring.exemplars import Exemplar, SeriesKey
+from monitoring.host_metrics import DiskSpace, collect_disks, collect_splits
+from monitoring.exponential import sparse
 from monitoring.observe import (
     BOUNDS,
     COUNTER_LABELS,
     HISTOGRAM_BOUNDS,
     HISTOGRAM_LABELS,
     LIMITING,
+    NATIVE,
     REJECTIONS,
     observe,
 )
+from monitoring.protobuf_exposition import NativeHistogramFamily
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sampler import SamplerStatus
 from monitoring.series import FAMILY_MAX, SeriesCap
@@ -132,6 +138,7 @@ class Snapshot:
 
     counters: Mapping[CounterKey, float] = field(default_factory=dict)
     histograms: Mapping[HistogramKey, HistogramDelta] = field(default_factory=dict)
+    exemplars: Mapping[SeriesKey, Mapping[int, Exemplar]] = field(default_factory=dict)
     versions: Sequence[Version] = ()
     """Every registered version that is not retired: their series exist from the start, at 0."""
     engines: Sequence[EngineState] = ()
@@ -271,22 +278,30 @@ def _first_series(name: str, versions: Sequence[Version]) -> Iterator[tuple[str,
 
 def _histograms(snapshot: Snapshot) -> Iterator[Metric]:
     for name, labels in HISTOGRAM_LABELS.items():
-        family = HistogramMetricFamily(name, HISTOGRAM_HELP[name], labels=labels)
+        family = NativeHistogramFamily(name, HISTOGRAM_HELP[name], labels)
         bounds_name = HISTOGRAM_BOUNDS[name]
         for key, total in snapshot.histograms.items():
             if key.name == name and key.bounds == bounds_name:
-                family.add_metric(key.labels, _buckets(BOUNDS[bounds_name], total.counts), total.sum)
+                exemplars = snapshot.exemplars.get((name, key.labels), {})
+                family.add_metric(key.labels, _buckets(BOUNDS[bounds_name], total.counts, exemplars), total.sum)
+                native = snapshot.histograms.get(key._replace(bounds=NATIVE))
+                family.native[key.labels] = sparse(total, native)
         yield family
 
 
-def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+def _buckets(
+    bounds: Sequence[float], counts: Sequence[int], exemplars: Mapping[int, Exemplar]
+) -> list[tuple[str, float] | tuple[str, float, ExemplarSample]]:
     """Cumulative buckets as the exposition format has them."""
     edges = [*(repr(bound) for bound in bounds), "+Inf"]
     running = 0
-    buckets: list[tuple[str, float]] = []
-    for edge, count in zip(edges, counts, strict=True):
+    buckets: list[tuple[str, float] | tuple[str, float, ExemplarSample]] = []
+    for place, (edge, count) in enumerate(zip(edges, counts, strict=True)):
         running += count
-        buckets.append((edge, running))
+        if (seen := exemplars.get(place)) is not None:
+            buckets.append((edge, running, ExemplarSample({"trace_id": seen.trace_id}, seen.value, seen.at)))
+        else:
+            buckets.append((edge, running))
     return buckets
 
 

@@ -15,6 +15,7 @@ from itertools import repeat
 from operator import attrgetter, mul, truediv
 from typing import Final
 
+from monitoring.exponential import BOUNDS_S as EXPONENTIAL_BOUNDS_S
 from registry.entries import CounterKey, HistogramDelta, HistogramKey, Interval
 from registry.usage import RequestRecord
 
@@ -149,7 +150,11 @@ TOKEN_BOUNDS_S: Final = (
 OVERHEAD_BOUNDS_S: Final = (25e-6, 50e-6, 75e-6, 100e-6, 150e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.25)
 QUEUE_BOUNDS_S: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
+NATIVE: Final = "exponential.3"
+"""The bounds by which every histogram is counted a second time, for scrapers that take native histograms."""
+
 BOUNDS: Final[Mapping[str, tuple[float, ...]]] = {
+    NATIVE: EXPONENTIAL_BOUNDS_S,
     "request.1": REQUEST_BOUNDS_S,
     "first_token.1": FIRST_TOKEN_BOUNDS_S,
     "token.1": TOKEN_BOUNDS_S,
@@ -351,9 +356,15 @@ class _Histograms:
 
     def add(self, name: str, labels: tuple[str, ...], values: Sequence[float], times: Sequence[int] = ()) -> None:
         """Each value once, or as often as `times` says at its place."""
-        if not values:
-            return
-        counts, key, bounds = self._series(name, labels)
+        if values:
+            for bounds in (HISTOGRAM_BOUNDS[name], NATIVE):
+                self._add(HistogramKey(name, labels, bounds), values, times)
+
+    def _add(self, key: HistogramKey, values: Sequence[float], times: Sequence[int]) -> None:
+        bounds = BOUNDS[key.bounds]
+        counts = self._counts.get(key)
+        if counts is None:
+            counts = self._counts[key] = [0] * (len(bounds) + 1)
         buckets = map(bisect_left, repeat(bounds), values)
         if times:
             for bucket, count in zip(buckets, times, strict=True):
@@ -363,14 +374,6 @@ class _Histograms:
             for bucket, count in Counter(buckets).items():
                 counts[bucket] += count
             self._sums[key] += sum(values)
-
-    def _series(self, name: str, labels: tuple[str, ...]) -> tuple[list[int], HistogramKey, tuple[float, ...]]:
-        bounds = BOUNDS[HISTOGRAM_BOUNDS[name]]
-        key = HistogramKey(name, labels, HISTOGRAM_BOUNDS[name])
-        counts = self._counts.get(key)
-        if counts is None:
-            counts = self._counts[key] = [0] * (len(bounds) + 1)
-        return counts, key, bounds
 
     def deltas(self) -> dict[HistogramKey, HistogramDelta]:
         return {key: HistogramDelta(tuple(counts), self._sums[key]) for key, counts in self._counts.items()}

@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.engine_scrape import EngineMetrics
+from monitoring.exemplars import Exemplars
+from monitoring.host_metrics import DiskSpace
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery, Traffic
@@ -103,6 +105,7 @@ class Accounts:
         self._window = RecentWindow()
         self._log = RequestLog()
         self._series = TrafficSeries()
+        self._exemplars = Exemplars()
         self._arrived: list[RequestRecord] = []
         self._lock = asyncio.Lock()
         self._reading = asyncio.Lock()
@@ -116,6 +119,7 @@ class Accounts:
     def collect(self, records: Sequence[RequestRecord]) -> None:
         """Records that a step counted; called in the step's thread."""
         self._arrived.extend(records)
+        self._exemplars.add(records)
 
     async def refill(self) -> None:
         """Fill the recent window and the log of requests from segments counted before this process began."""
@@ -243,6 +247,7 @@ class Accounts:
             Snapshot(
                 counters=figures.counters,
                 histograms=figures.histograms,
+                exemplars=self._exemplars.latest(),
                 versions=live.versions,
                 engines=live.engines,
                 engine_metrics=live.engine_metrics,
