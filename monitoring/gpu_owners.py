@@ -60,12 +60,23 @@ def memory_by_device(
     readings: Sequence[DeviceReading],
     on_gpus: Mapping[str, Shares],
 ) -> dict[str, dict[str, int]]:
-    """device -> version -> bytes held there. Where no GPU lists an engine of ours, resident memory stands in on all."""
+    """device -> version -> bytes held there. Where no GPU lists an engine of ours, resident memory stands in on all;
+    not while one is lost, as both must not be mixed."""
     found = {device: memory_by_version(engines, {}, [shares]) for device, shares in on_gpus.items()}
-    if any(found.values()):
+    if any(found.values()) or any(reading.lost for reading in readings):
         return found
     resident = memory_by_version(engines, processes, ())
     return {reading.device: resident for reading in readings}
+
+
+def memory_by_engine(on_gpus: Mapping[str, Shares]) -> dict[int, dict[str, int]]:
+    """pid of an engine -> GPU -> bytes that it and its children hold there."""
+    found: dict[int, dict[str, int]] = {}
+    for device, shares in on_gpus.items():
+        for owner, process in shares.values():
+            held = found.setdefault(owner, {})
+            held[device] = held.get(device, 0) + (process.memory_bytes or 0)
+    return found
 
 
 def use_by_version(engines: Mapping[int, str], on_gpus: Mapping[str, Shares]) -> dict[tuple[str, str], GpuUse]:

@@ -16,7 +16,15 @@ from monitoring.cpu import DEVICE as CPU_DEVICE
 from monitoring.cpu import ProcessTable
 from monitoring.devices import DeviceReading, DeviceUnavailableError, ProcessReading, Reader
 from monitoring.gpu_counters import Counters
-from monitoring.gpu_owners import GpuUse, Shares, marked, memory_by_device, memory_by_version, use_by_version
+from monitoring.gpu_owners import (
+    GpuUse,
+    Shares,
+    marked,
+    memory_by_device,
+    memory_by_engine,
+    memory_by_version,
+    use_by_version,
+)
 from monitoring.sampler_sums import Accumulator, Sums
 
 __all__ = ["Sampler", "SamplerStatus", "Sums"]
@@ -98,6 +106,7 @@ class Sampler:
         self._sums = Accumulator(resume_at)
         self._latest: tuple[DeviceReading, ...] = ()
         self._engine_memory: dict[str, int] = {}
+        self._held_by: dict[int, dict[str, int]] = {}
         self._status = SamplerStatus()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -115,6 +124,10 @@ class Sampler:
         if self._thread is not None:
             self._thread.join(timeout_s)
         self._reader.close()
+
+    def watch(self, sample_hz: float) -> None:
+        """Read GPUs so often from now on. A CPU is read once a second: its processes cost most, and change slowest."""
+        self._interval_s = 1 / sample_hz if self._reader.kind == "gpu" else PROCESSES_S
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -134,6 +147,11 @@ class Sampler:
     def latest(self) -> tuple[DeviceReading, ...]:
         """The last reading of every device; empty before the first."""
         return self._latest
+
+    def device_of(self, pid: int) -> str | None:
+        """The GPU on which an engine (with its children) holds most memory; None where none says so."""
+        held = self._held_by.get(pid, {})
+        return max(held, key=lambda device: held[device], default=None)
 
     def engine_memory(self) -> dict[str, int]:
         """`model@version` -> bytes its engines held at the last reading: on the GPU where it says so, else resident."""
@@ -213,7 +231,9 @@ class Sampler:
             self._previous_at = self._sums.until = at
             self._resumed = False
             self._latest = readings
-            self._engine_memory = memory_by_version(engines, self._running, shared.values())
+            resident = {} if any(reading.lost for reading in readings) else self._running
+            self._engine_memory = memory_by_version(engines, resident, shared.values())
+            self._held_by = memory_by_engine(shared)
         self._mark(readings, at, elapsed if gap else 0.0)
         self._status = replace(
             self._status, counter_resets=self._counters.resets(), use=use_by_version(engines, shared)

@@ -123,6 +123,12 @@ class BudgetConfig(Section):
         return self
 
 
+class MonitoringConfig(Section):
+    """How closely devices are watched."""
+
+    sample_hz: float = Field(1.0, ge=1, le=10, description="Readings of GPUs a second. A CPU is read once a second.")
+
+
 class YardConfig(Section):
     """The whole file."""
 
@@ -130,6 +136,7 @@ class YardConfig(Section):
     prices: PricesConfig = PricesConfig()
     budgets: list[BudgetConfig] = Field([], max_length=100)
     drift: DriftConfig = DriftConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
 
     @field_validator("models")

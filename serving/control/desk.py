@@ -224,6 +224,7 @@ class Desk:
                 parts.config = config
                 parts.publisher.configure(traits, limits_of(config.server), require_keys=config.server.require_keys)
                 parts.publisher.trace(tracing_of(config.server))
+                parts.sampler.watch(config.monitoring.sample_hz)
             await asyncio.to_thread(open_outlets)
             await parts.workers.resize(config.server.workers, config.server.drain_s)
             await self._retool(secure, config.server.drain_s)

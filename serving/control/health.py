@@ -105,8 +105,8 @@ def disk_state(requests: Path) -> Dependency:
 
 
 def devices_state(sampler: SamplerStatus, now: float) -> Dependency:
-    if sampler.last_error:
-        return _found("devices", "degraded", f"readings fail ({sampler.last_error}): cost is not measured meanwhile")
+    if sampler.failing:
+        return _found("devices", "degraded", f"readings fail ({sampler.failing}): cost is not measured meanwhile")
     if sampler.last_at is not None and now - sampler.last_at > SAMPLE_LATE_S:
         return _found("devices", "degraded", f"the last reading is {now - sampler.last_at:.0f} s old")
     return _found("devices", "ok", "read" if sampler.last_at is not None else "not read yet")

@@ -27,8 +27,10 @@ from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch import DriftWatch
 from monitoring.engine_scrape import EngineScraper
 from monitoring.gpu import open_reader
+from monitoring.host_metrics import read_disks
 from monitoring.live_drift_languages import languages
 from monitoring.metrics import EngineState as EngineGauge
+from monitoring.sample_ratio import Routing, Splits
 from monitoring.sampler import Sampler
 from monitoring.settle import HELD
 from registry.artifacts import ArtifactStore, NoProgress
@@ -53,7 +55,7 @@ from serving.control.desk import Desk, Parts
 from serving.control.ingest import Ingest
 from serving.control.lock import YardLock
 from serving.control.outlets import Outlets
-from serving.control.publish import Generations
+from serving.control.publish import Generations, routing_of
 from serving.control.publisher import Publisher
 from serving.control.samples import Samples
 from serving.control.status import inflight_of, metrics_targets, tls_problems
@@ -102,7 +104,9 @@ class Yard:
         self._token_prices: dict[str, TokenPrice] = {}
         self._pids: Mapping[int, str] = {}
         self._device = "cpu"
+        self._devices: dict[str, str] = {}
         self._adopted = 0
+        self._splits = Splits(self._routing)
         self._forced = False
         self._tls_problem = ""
         self._halt = threading.Event()
@@ -204,6 +208,7 @@ class Yard:
         log.info("devices: %s%s", reader.kind, f" ({why})" if why else "")
         self._device = (await asyncio.to_thread(reader.read, time.time()))[0].device
         sampler = Sampler(reader, lambda: self._pids, resume_at=await asyncio.to_thread(ledger.cursor, HELD))
+        sampler.watch(self._config.monitoring.sample_hz)
 
         self._outlets = Outlets(self.state.root, version=_own_version())
         self._stack.push_async_callback(asyncio.to_thread, self._outlets.close)
@@ -223,6 +228,7 @@ class Yard:
             accounts.collect(records)
             self._outlets.take(records)
             self._samples.collect(records)
+            self._splits.count(records)
 
         ingest = await asyncio.to_thread(
             lambda: Ingest(self.state.requests, ledger, device_of=self._device_of, on_records=collect, meter=sampler)
@@ -236,6 +242,7 @@ class Yard:
             live=self._live,
             token_prices=lambda: self._token_prices,
             sample_counts=self._samples.counts,
+            disks=lambda: read_disks({"state": self.state.root}),
             version=_own_version(),
         )
         return sampler, accounts
@@ -434,10 +441,18 @@ class Yard:
             revisions={model.name: model.route.revision for model in served if model.route},
             generation=table.generation if table else 0,
             drift=self.parts.drift.state(),
+            splits=self._splits.state(),
         )
+
+    def _routing(self) -> Routing:
+        """The splits in force, as the table published last has them."""
+        return routing_of(self.parts.publisher.table, self._registered.current)
 
     def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
         self._pids = {one.pid: f"{one.model}@{one.label}" for one in replicas if one.pid}
+        for one in replicas:
+            if one.pid and (device := self.parts.sampler.device_of(one.pid)):
+                self._devices[one.id] = device
         self._token_prices = {
             f"{one.model}@{one.label}": TokenPrice(seen.input_price_per_million, seen.output_price_per_million)
             for one in replicas
@@ -489,7 +504,7 @@ class Yard:
         """The device whose time a replica's requests took; None for an engine that somebody else runs."""
         if replica.rpartition("/")[0] in self._external:
             return None
-        return self._device
+        return self._devices.get(replica, self._device)
 
     def _keys(self) -> Sequence[Key]:
         """The API keys in force."""

@@ -179,6 +179,7 @@ def test_sm_time_is_an_engines_and_its_childrens_and_is_split_at_the_hour() -> N
     )
     assert made.status().use == {("GPU-1", "assistant@v1"): GpuUse(0.6, 10_000)}
     assert made.engine_memory() == {"assistant@v1": 10_000}
+    assert (made.device_of(42), made.device_of(99)) == ("GPU-1", None)
 
 
 def test_processes_that_are_none_of_ours_are_said_to_be() -> None:
