@@ -27,7 +27,6 @@ from monitoring.drift_watch_metrics import DriftState, collect_drift
 from monitoring.engine_scrape import EngineMetrics
 from monitoring.engine_series import collect_engine_metrics
 from monitoring.exemplars import Exemplar, SeriesKey
-from monitoring.host_metrics import DiskSpace, collect_disks, collect_splits
 from monitoring.exponential import sparse
 from monitoring.observe import (
     BOUNDS,

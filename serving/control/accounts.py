@@ -20,7 +20,6 @@ from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.engine_scrape import EngineMetrics
 from monitoring.exemplars import Exemplars
-from monitoring.host_metrics import DiskSpace
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery, Traffic
