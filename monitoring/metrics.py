@@ -28,6 +28,7 @@ from monitoring.engine_scrape import EngineMetrics
 from monitoring.engine_series import collect_engine_metrics
 from monitoring.exemplars import Exemplar, SeriesKey
 from monitoring.exponential import sparse
+from monitoring.host_metrics import DiskSpace, collect_disks, collect_splits
 from monitoring.observe import (
     BOUNDS,
     COUNTER_LABELS,
@@ -40,6 +41,7 @@ from monitoring.observe import (
 )
 from monitoring.protobuf_exposition import NativeHistogramFamily
 from monitoring.recent import RecentWindow, VersionRates
+from monitoring.sample_ratio import Split
 from monitoring.sampler import SamplerStatus
 from monitoring.series import FAMILY_MAX, SeriesCap
 from monitoring.statement import Statement
@@ -163,6 +165,8 @@ class Snapshot:
     ledger: LedgerState | None = None
     samples: SampleCounts = field(default_factory=SampleCounts)
     drift: DriftState = field(default_factory=DriftState)
+    splits: Sequence[Split] = ()
+    disks: Sequence[DiskSpace] = ()
 
 
 class Metrics(Collector):
@@ -222,6 +226,8 @@ class Metrics(Collector):
         yield _queues(snapshot)
         yield from _samples(snapshot)
         yield from collect_drift(snapshot.drift)
+        yield from collect_splits(snapshot.splits)
+        yield from collect_disks(snapshot.disks)
         yield from collect_devices(snapshot.devices, snapshot.engine_memory)
         if snapshot.sampler is not None:
             yield from collect_sampler(snapshot.sampler)

@@ -20,13 +20,17 @@ from monitoring.cost import Prices, TokenPrice
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.engine_scrape import EngineMetrics
 from monitoring.exemplars import Exemplars
+from monitoring.host_metrics import DiskSpace
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery, Traffic
+from monitoring.running_statement import RunningStatement
+from monitoring.sample_ratio import Split
 from monitoring.sampler import Sampler
-from monitoring.settle import view
-from monitoring.statement import Device, Statement, Usage, statement, usage_of
+from monitoring.settle import record_prices, view
+from monitoring.statement import DEFAULT_BY, Device, Dimension, Statement, Usage, statement, usage_of
 from monitoring.traffic_series import Series, TrafficSeries
+from monitoring.usage import Slo
 from registry.entries import CounterKey, HistogramDelta, HistogramKey
 from registry.errors import RegistryError
 from registry.ledger import Ledger
@@ -53,6 +57,7 @@ class Live:
     revisions: Mapping[str, int] = field(default_factory=dict)
     generation: int = 0
     drift: DriftState = field(default_factory=DriftState)
+    splits: Sequence[Split] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,10 @@ class Accounts:
         prices: Callable[[], Prices],
         live: Callable[[], Live],
         token_prices: Callable[[], Mapping[str, TokenPrice]] = dict,
+        slos: Callable[[], Mapping[str, Slo]] = dict,
+        stored: Callable[[], Mapping[str, float]] = dict,
         sample_counts: Callable[[], SampleCounts] = SampleCounts,
+        disks: Callable[[], Sequence[DiskSpace]] = tuple,
         version: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -98,8 +106,13 @@ class Accounts:
         self._prices = prices
         self._live = live
         self._token_prices = token_prices
+        self._slos = slos
+        self._stored = stored
+        self._running = RunningStatement(ledger)
         self._sample_counts = sample_counts
         self._samples = SampleCounts()
+        self._read_disks = disks
+        self._disks: Sequence[DiskSpace] = ()
         self._clock = clock
         self._window = RecentWindow()
         self._log = RequestLog()
@@ -162,6 +175,7 @@ class Accounts:
         try:
             await self._catch_up()
             self._samples = await asyncio.to_thread(self._sample_counts)
+            self._disks = await asyncio.to_thread(self._read_disks)
         except (RegistryError, OSError):
             log.exception("the totals could not be read; a scrape shows those read last")
         now = self._clock()
@@ -170,10 +184,17 @@ class Accounts:
         self._show(now)
         return self._collectors
 
-    async def cost(self, since: float | None) -> Statement:
-        """The statement of the time since `since` (Unix seconds; None: of all time), up to now."""
+    async def reprice(self, prices: Prices) -> None:
+        """These prices are in force from now on; what was used before keeps the price it had."""
+        self.sampler.cuts = await asyncio.to_thread(record_prices, self._ledger, prices, self._clock())
+
+    async def cost(
+        self, since: float | None, until: float | None = None, by: Sequence[Dimension] = DEFAULT_BY
+    ) -> Statement:
+        """The statement of the time from `since` (Unix seconds; None: the beginning) to `until` (None: now), its lines
+        told apart `by` these."""
         await self.step(settle_now=True)
-        return await asyncio.to_thread(self._state, since)
+        return await asyncio.to_thread(self.statement, since, until, by)
 
     def rates(self) -> dict[tuple[str, str], VersionRates]:
         """Rates and latencies of the last minute, per (model, label)."""
@@ -224,20 +245,45 @@ class Accounts:
                     raise
             now = self._clock()
             if abs(now - self._statement_at) >= STATEMENT_S:
-                statement = await asyncio.to_thread(self._state, None)
+                statement = await asyncio.to_thread(self._total)
                 self._statement_at = now
             self.figures = replace(self.figures, counters=totals[0], histograms=totals[1], statement=statement)
 
-    def _state(self, since: float | None) -> Statement:
-        devices = {reading.device: Device(reading.kind, reading.cores or 1.0) for reading in self.sampler.latest()}
+    def statement(
+        self,
+        since: float | None,
+        until: float | None = None,
+        by: Sequence[Dimension] = DEFAULT_BY,
+        *,
+        prices: Prices | None = None,
+    ) -> Statement:
+        """As `cost`, of what is settled so far. `prices` instead of those that were in force. Blocking."""
+        now = self._clock()
         return statement(
-            view(self._ledger, since),
-            prices=self._prices(),
-            devices=devices,
+            view(self._ledger, since, until),
+            prices=prices or self._prices(),
+            devices=self._devices(),
             reserved_bytes=dict(self.sampler.engine_memory()),
             token_prices=self._token_prices(),
+            stored_bytes=self._stored(),
+            stop=now if until is None else min(now, until),
+            by=by,
+            history=prices is None,
+        )
+
+    def _total(self) -> Statement:
+        """The statement of all time for the metrics. Blocking; one call at a time."""
+        return self._running.statement(
+            prices=self._prices(),
+            devices=self._devices(),
+            reserved_bytes=dict(self.sampler.engine_memory()),
+            token_prices=self._token_prices(),
+            stored_bytes=self._stored(),
             stop=self._clock(),
         )
+
+    def _devices(self) -> dict[str, Device]:
+        return {reading.device: Device(reading.kind, reading.cores or 1.0) for reading in self.sampler.latest()}
 
     def _show(self, now: float) -> None:
         """Hand the metrics what the next scrape shows."""
@@ -256,11 +302,14 @@ class Accounts:
                 revisions=live.revisions,
                 generation=live.generation,
                 drift=live.drift,
+                splits=live.splits,
+                disks=self._disks,
                 rates=self._rates,
                 devices=self.sampler.latest(),
                 engine_memory=self.sampler.engine_memory(),
                 sampler=self.sampler.status(),
                 statement=figures.statement,
+                slo_targets={model: slo.target for model, slo in self._slos().items()},
                 samples=self._samples,
                 ledger=LedgerState(max(0.0, now - figures.at), max(0.0, now - figures.watermark)),
             )

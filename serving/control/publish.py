@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from monitoring.sample_ratio import ModelRoute, Routing
 from registry.keys import ApiKey, terms_of
-from registry.models import RouteSegment, ShadowArm
+from registry.models import BUCKETS, RouteSegment, ShadowArm
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 from serving.engines.base import Capabilities
 from serving.router.split import arms_of
@@ -197,6 +198,23 @@ def _replica(running: RunningReplica, url: str, authorization: str, seen: Capabi
         authorization=authorization,
         slots=seen.parallel_slots if seen else 0,
     )
+
+
+def routing_of(table: Table | None, registered: RegistrySnapshot) -> Routing:
+    """How the table divides each model's requests. A new revision counts as a change although its arms be the same."""
+    if table is None:
+        return Routing()
+    models: dict[str, ModelRoute] = {}
+    for name, model in table.models.items():
+        shares: dict[str, float] = {}
+        start = 0
+        for arm in model.arms:
+            shares[arm.label] = shares.get(arm.label, 0.0) + (arm.upto - start) / BUCKETS
+            start = arm.upto
+        known = registered.get(name)
+        if shares:
+            models[name] = ModelRoute(known.route.revision if known and known.route else 0, shares)
+    return Routing(table.generation, models)
 
 
 class Generations:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.console import mount
-from monitoring.cost import Prices, TokenPrice
+from monitoring.cost import TokenPrice
 from monitoring.drift_watch import DriftWatch
 from monitoring.engine_scrape import EngineScraper
 from monitoring.gpu import open_reader
@@ -47,7 +47,7 @@ from serving.control.access import Access, admin_token, check_public, tls_files
 from serving.control.accounts import Accounts, Live
 from serving.control.admin_api import create_app
 from serving.control.admin_server import AdminServer, bind
-from serving.control.apply import Applier, engine_environment, limits_of, tracing_of, traits_of
+from serving.control.apply import Applier, engine_environment, limits_of, prices_of, slos_of, tracing_of, traits_of
 from serving.control.changes import Changes
 from serving.control.console import YardConsole
 from serving.control.console_access import ConsoleAccess
@@ -59,6 +59,7 @@ from serving.control.publish import Generations, routing_of
 from serving.control.publisher import Publisher
 from serving.control.samples import Samples
 from serving.control.status import inflight_of, metrics_targets, tls_problems
+from serving.control.storage import ArtifactBytes
 from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
 from serving.control.worker_process import check_port_free
 from serving.control.workers import Workers
@@ -230,17 +231,31 @@ class Yard:
             self._samples.collect(records)
             self._splits.count(records)
 
+        stored = ArtifactBytes(
+            ArtifactStore(self.state.artifacts),
+            lambda: (one for model in self._registered.current.values() for one in model.versions.values()),
+        )
         ingest = await asyncio.to_thread(
-            lambda: Ingest(self.state.requests, ledger, device_of=self._device_of, on_records=collect, meter=sampler)
+            lambda: Ingest(
+                self.state.requests,
+                ledger,
+                device_of=self._device_of,
+                on_records=collect,
+                meter=sampler,
+                slos=lambda: slos_of(self.parts.config),
+                stored=stored,
+            )
         )
         accounts = Accounts(
             ledger,
             ingest,
             sampler,
             workers,
-            prices=lambda: Prices(**self.parts.config.prices.model_dump(exclude={"compare", "price_map"})),
+            prices=lambda: prices_of(self.parts.config),
             live=self._live,
             token_prices=lambda: self._token_prices,
+            slos=lambda: slos_of(self.parts.config),
+            stored=stored,
             sample_counts=self._samples.counts,
             disks=lambda: read_disks({"state": self.state.root}),
             version=_own_version(),
@@ -278,6 +293,7 @@ class Yard:
             await self._wait_for_adoption()
         await self._look()
         await self.parts.publisher.publish()
+        await self.parts.accounts.reprice(prices_of(self.parts.config))
         await self.parts.accounts.refill()
         await self.parts.accounts.step()  # the first scrape finds every count: a counter never seems to begin again
         await self._admin.start()

@@ -15,8 +15,10 @@ from monitoring.drift_watch_metrics import DriftState
 from monitoring.engine_metrics import EngineReadings
 from monitoring.engine_scrape import OUTCOMES, EngineMetrics, Target
 from monitoring.gpu_owners import GpuUse
+from monitoring.host_metrics import DiskSpace
 from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
 from monitoring.recent import RecentWindow
+from monitoring.sample_ratio import Split
 from monitoring.sampler import SamplerStatus, Sums
 from monitoring.statement import Device, Statement, statement
 from monitoring.usage import Slo
@@ -90,6 +92,8 @@ class Yard:
             statement=self.statement(now),
             slo_targets={model: slo.target for model, slo in SLOS.items()},
             ledger=LedgerState(0.5, 1.0),
+            splits=[Split("assistant", 0.8, {"v1": 91, "v2": 9})],
+            disks=[DiskSpace("state", 60_000_000_000, 100_000_000_000)],
             drift=DriftState([quiet(model, version, now) for model, version in VERSIONS], now, checks=3, delivered=1),
         )
 

@@ -31,8 +31,7 @@ AGREED = {
     *("modelyard_gpu_up", "modelyard_gpu_throttled", "modelyard_gpu_xid_errors_total"),
     *("modelyard_gpu_process_memory_bytes", "modelyard_storage_bytes", "modelyard_cost_anomaly"),
     *("modelyard_cost_anomaly_cause", "modelyard_cost_budget_amount", "modelyard_cost_budget_forecast"),
-    *("modelyard_cost_budget_spent", "modelyard_sample_ratio_mismatch_p", "modelyard_sample_ratio_units"),
-    *("modelyard_disk_free_bytes", "modelyard_disk_total_bytes"),
+    "modelyard_cost_budget_spent",
 }
 """Metrics that the rules read and the exposition does not have yet."""
 

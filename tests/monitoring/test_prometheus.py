@@ -57,7 +57,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 def test_every_recording_rule_has_data(prometheus: Prometheus) -> None:
-    recording = [rule for rule in rule_expressions()[0] if not rule.needs and "_disk_" not in rule.expr]
+    recording = [rule for rule in rule_expressions()[0] if not rule.needs]
     assert without_data(prometheus, recording) == []
     prometheus.until(recording[-1].where)
     assert without_data(prometheus, [Question(rule.where, rule.where) for rule in recording]) == []
@@ -69,9 +69,7 @@ def test_every_alert_is_valid_and_reads_series_that_exist(prometheus: Prometheus
         prometheus.query(alert.expr)
         reads = [selector for selector in selectors(alert.expr) if selector != "modelyard"]
         questions = [Question(alert.where, selector) for selector in reads]
-        exposed = [
-            one for one in questions if not one.needs and "_anomaly" not in one.expr and "_disk_" not in one.expr
-        ]
+        exposed = [one for one in questions if not one.needs and "_anomaly" not in one.expr]
         assert without_data(prometheus, exposed) == []
         assert reads or "up{" in alert.expr
     firing = {series["metric"]["alertname"] for series in prometheus.query('ALERTS{alertstate="firing"}')}
