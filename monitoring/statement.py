@@ -177,32 +177,31 @@ def conclude(
     stop: float,
     by: tuple[Dimension, ...] = DEFAULT_BY,
     history: bool = True,
+    from_start: bool = False,
 ) -> Statement:
-    """The statement of what was added up; `view` is the last window of it, and says where all of it begins."""
+    """The statement of what was added up, of which `view` was the last window; the sums begin with it, or with the
+    ledger where `from_start`."""
     shown = {
         account: sums
         for account, sums in sorted(tally.accounts.items(), key=lambda item: _order(item[0]))
         if sums.measured or account.method == "inflight"
     }
+    asked = None if from_start else view.start
     starts = [sums.start for sums in shown.values() if sums.start is not None]
-    start = min(starts, default=stop) if view.start is None else view.start
-    bills = [
-        _bill(account, sums, by, start if view.start is not None else None, stop) for account, sums in shown.items()
-    ]
-    known = view.whole or view.usage_from is None or start >= view.usage_from
-    units = [one for account, sums in shown.items() for one in _unit_costs(account, sums, tally, by)] if known else []
-    if not known or "hour" in by:
-        units = [one for one in units if one.hour is None or one.hour >= (view.usage_from or 0.0)]
-    hosted = _hosted(tally, token_prices)
+    start = min(starts, default=stop) if asked is None else asked
+    known_from = view.usage_from or 0.0
+    units = [one for account, sums in shown.items() for one in _unit_costs(account, sums, tally, by)]
+    if not (from_start or view.whole or start >= known_from):
+        units = []
     met = _met(view.price_changes, start, stop) if history else ()
     return Statement(
         start=start,
         stop=stop,
         currency=prices.currency,
-        bills=tuple(bills),
-        unit_costs=tuple(units),
+        bills=tuple(_bill(account, sums, by, asked, stop) for account, sums in shown.items()),
+        unit_costs=tuple(one for one in units if one.hour is None or one.hour >= known_from),
         usage=_usage(tally.usage, by),
-        tokens=hosted,
+        tokens=_hosted(tally, token_prices),
         storage=_storage(tally, stored_bytes, prices.currency),
         by=by,
         prices=met or (PriceChange(int(start), asdict(prices)),),

@@ -140,8 +140,7 @@ class Tally:
     ) -> None:
         """Add a window that begins where the last one ended. `reserved` (`model@version` -> memory now) divides idle
         time of periods of which no memory is written down."""
-        if not self.phases:
-            self.phases = dict(view.phases)
+        self.phases = self.phases or dict(view.phases)
         for use in self._uses(view, devices, reserved):
             self._bill(use, prices.at(use.start))
         for one in view.storage:

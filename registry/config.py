@@ -306,6 +306,14 @@ class DriftConfig(Section):
         return self
 
 
+class SloConfig(Section):
+    """A model's service level: a good request is completed within these limits. 0 is no limit."""
+
+    first_token_s: float = Field(0.0, ge=0, description="Of streams: from arrival to the first content.")
+    total_s: float = Field(0.0, ge=0, description="From arrival to the last byte.")
+    target: float = Field(0.99, gt=0, lt=1, description="The share of requests that shall be good.")
+
+
 class ModelConfig(Section):
     """One public model."""
 
@@ -341,6 +349,7 @@ class ModelConfig(Section):
         "against the champion (the alias, else the route's first version), or by force.",
     )
     samples: SamplesConfig = SamplesConfig()
+    slo: SloConfig | None = None
 
     @field_validator("sticky")
     @classmethod

@@ -94,6 +94,9 @@ class PricesConfig(Section):
     cpu_hour: float = Field(default=0.0, ge=0, description="Per core and hour held, on a machine without a GPU.")
     kwh: float = Field(default=0.0, ge=0)
     pue: float = Field(default=1.0, ge=1)
+    storage_gb_month: float = Field(
+        default=0.0, ge=0, description="Per 10^9 bytes of artifacts and month of 730 hours."
+    )
     compare: list[str] = Field([], max_length=20, description="Hosted models, PROVIDER/MODEL as LiteLLM names them.")
     price_map: str = Field("", description="LiteLLM's price map, a JSON file; the installed LiteLLM's where empty.")
 

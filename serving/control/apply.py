@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TypedDict
 
+from monitoring.cost import Prices
+from monitoring.usage import Slo
 from registry.artifacts import ArtifactStore, Progress
 from registry.config import ModelConfig, SamplesConfig, VersionConfig
 from registry.manifest import Manifest, digest
@@ -215,6 +218,16 @@ def router_authorization(ref: VersionRef, version: VersionConfig) -> str:
     NotThereError."""
     header = authorization(ref, version)
     return passage(header.removeprefix("Bearer ")) if version.engine == "hosted" else header
+
+
+def prices_of(config: YardConfig) -> Prices:
+    """What the devices cost."""
+    return Prices(**{one.name: getattr(config.prices, one.name) for one in fields(Prices)})
+
+
+def slos_of(config: YardConfig) -> dict[str, Slo]:
+    """The service levels of the models that have one."""
+    return {name: Slo(**model.slo.model_dump()) for name, model in config.models.items() if model.slo is not None}
 
 
 def traits_of(config: YardConfig) -> dict[str, ModelTraits]:

@@ -28,7 +28,7 @@ from serving.control import snapshot
 from serving.control.access import check_public, tls_files
 from serving.control.accounts import Accounts
 from serving.control.admin_models import Readiness, ReplacementView, Restart, Status
-from serving.control.apply import Applier, limits_of, tracing_of, traits_of
+from serving.control.apply import Applier, limits_of, prices_of, tracing_of, traits_of
 from serving.control.changes import Changes
 from serving.control.health import readiness
 from serving.control.outlets import Outlets

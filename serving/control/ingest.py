@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from monitoring import settle
 from monitoring.sampler import Sums
+from monitoring.usage import Labels, Slo
 from registry.ledger import Ledger
 from registry.usage import RequestRecord
 from serving.control import segments
@@ -88,7 +89,8 @@ class Ingest:
     awaits a thread may be cancelled; the thread goes on).
 
     `device_of` names the device of a replica (None: not one of ours). `on_records` gets the records of each committed
-    step, e.g. for the window of recent traffic.
+    step, e.g. for the window of recent traffic. `slos` are the service levels by model, `stored` what artifacts take on
+    disk by `model@version`.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class Ingest:
         device_of: Callable[[str], str | None],
         on_records: Callable[[Sequence[RequestRecord]], None] = lambda records: None,
         meter: Meter | None = None,
+        slos: Callable[[], Mapping[str, Slo]] = dict,
+        stored: Callable[[], Mapping[str, float]] = dict,
         retention: Retention | None = None,
     ) -> None:
         self._folder = folder
@@ -106,6 +110,9 @@ class Ingest:
         self._device_of = device_of
         self._on_records = on_records
         self.meter = meter
+        self._slos = slos
+        self._stored = stored
+        self._labels = Labels()
         self._retention = retention or Retention()
         self._offsets = ledger.offsets()
         self._sealed = ledger.sealed()
@@ -171,7 +178,7 @@ class Ingest:
             for name, reading in readings.items():
                 before = self._offsets.get(str(name), 0)
                 tx.advance(str(name), reading.offset, expected=before, sealed=name in sealing)
-            settle.count(tx, records, self._device_of)
+            settle.count(tx, records, self._device_of, slos=self._slos(), labels=self._labels)
         self._offsets.update((str(name), reading.offset) for name, reading in readings.items())
         self._sealed.update(str(name) for name in sealing)
         report.records += len(records)
@@ -216,8 +223,10 @@ class Ingest:
         if not (self._pending or sums.held or sums.cpu):
             return
         self._offered = sums
+        stored = self._stored()
         with self._ledger.transaction() as tx:
             settle.add(tx, sums)
+            settle.store(tx, stored, now)
             settlement = settle.settle(tx, watermark)
         self._take_back()
         self._settled_at = now
