@@ -1,6 +1,6 @@
 /* A libnvidia-ml.so.1 that answers from a file, so that tests take the real ctypes path.
  *
- * FAKE_NVML names the file; it is read anew at each call. Its lines are `count N` and `DEVICE.NAME VALUE`; a value `!N`
+ * FAKE_NVML names the file; it is read anew at each call, once with FAKE_NVML_FIXED (for benchmarks). Its lines are `count N` and `DEVICE.NAME VALUE`; a value `!N`
  * answers with NVML's error N, a missing line with NVML_ERROR_NOT_SUPPORTED. Lists: `pid:bytes,…`, `pid:sm:time,…`.
  * `xids DEVICE:XID,…` are events, each of which is given once to each event set.
  */
@@ -18,9 +18,11 @@ typedef struct { void *device; unsigned long long type, data; unsigned int gpu_i
 typedef struct { unsigned long long devices; int given; } event_set_t;
 
 static int lookup(const char *key, char *value, size_t size) {
+    static FILE *fixed = NULL;
     const char *path = getenv("FAKE_NVML");
-    FILE *file = path ? fopen(path, "r") : NULL;
+    FILE *file = fixed ? fixed : path ? fopen(path, "r") : NULL;
     if (!file) return NOT_SUPPORTED;
+    if (getenv("FAKE_NVML_FIXED")) fixed = file, rewind(file);
     char line[4096];
     int answer = NOT_SUPPORTED;
     size_t length = strlen(key);
@@ -31,7 +33,7 @@ static int lookup(const char *key, char *value, size_t size) {
         answer = value[0] == '!' ? atoi(value + 1) : SUCCESS;
         break;
     }
-    fclose(file);
+    if (file != fixed) fclose(file);
     return answer;
 }
 
