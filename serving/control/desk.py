@@ -221,6 +221,7 @@ class Desk:
                 traits = traits_of(config)
                 there = {one.id: one.digest for one in running}
                 wanted = await asyncio.to_thread(parts.applier.wanted, config, base, running=there)
+                await parts.accounts.reprice(prices_of(config))
                 parts.config = config
                 parts.publisher.configure(traits, limits_of(config.server), require_keys=config.server.require_keys)
                 parts.publisher.trace(tracing_of(config.server))
