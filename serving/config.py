@@ -39,10 +39,11 @@ class AccessLogConfig(Section):
 
 
 class TracingConfig(Section):
-    """Spans for OpenTelemetry."""
+    """Spans and metrics for OpenTelemetry."""
 
     endpoint: str = Field(description="OTLP over HTTP, e.g. http://127.0.0.1:4318.")
     sample: int = Field(10_000, ge=0, le=10_000, description="Basis points of requests that carry no decision.")
+    metrics: bool = Field(False, description="Send it metrics by the GenAI conventions too, of every request.")
 
     @field_validator("endpoint")
     @classmethod

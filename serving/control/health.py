@@ -128,8 +128,9 @@ def outlet_states(outlets: Outlets) -> list[Dependency]:
         detail = access_log.problem or f"written to {access_log.path}"
         found.append(_found("access log", "degraded" if access_log.problem else "ok", detail))
     if (spans := outlets.spans) is not None:
-        detail = spans.problem or f"{spans.exported} spans exported to {spans.endpoint}"
-        found.append(_found("tracing", "degraded" if spans.problem else "ok", detail))
+        problems = "; ".join(one.problem for one in (spans, outlets.metrics) if one is not None and one.problem)
+        detail = problems or f"{spans.exported} spans exported to {spans.endpoint}"
+        found.append(_found("tracing", "degraded" if problems else "ok", detail))
     return found
 
 

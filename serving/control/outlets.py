@@ -1,4 +1,4 @@
-"""Where finished requests go beside the books: the access log and the spans.
+"""Where finished requests go beside the books: the access log, spans and metrics for OpenTelemetry.
 
 Owns: which of them there are, by the configuration in force. Never: failing a count for one that fails.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from registry.usage import RequestRecord
 from serving.config import AccessLogConfig, ServerConfig, TracingConfig
 from serving.control.access_log import AccessLog
-from serving.control.spans import SpanExporter
+from serving.control.otel_metrics import MetricExporter
+from serving.control.spans import Place, SpanExporter
 
 log = logging.getLogger("modelyard.outlets")
 
@@ -30,6 +31,7 @@ class Outlets:
         self._wanted: tuple[AccessLogConfig | None, TracingConfig | None, Path] | None = None
         self.access_log: AccessLog | None = None
         self.spans: SpanExporter | None = None
+        self.metrics: MetricExporter | None = None
 
     def configure(self, server: ServerConfig, base: Path) -> Callable[[], None]:
         """Make ready what the configuration wants; what is returned puts it in force. `base` is what paths are relative
@@ -38,26 +40,23 @@ class Outlets:
         if wanted == self._wanted:
             return lambda: None
         access_log = self._access_log(server.access_log, base) if server.access_log is not None else None
-        spans, tracing = self.spans, server.tracing
-        if tracing is None:
-            spans = None
-        elif spans is None or spans.endpoint != tracing.endpoint:
-            spans = SpanExporter(tracing.endpoint, version=self._version)
+        spans, metrics = self._exporters(server)
 
         def put_in_force() -> None:
             with self._lock:
-                before, self._wanted = (self.access_log, self.spans), wanted
-                self.access_log, self.spans = access_log, spans
+                before, self._wanted = (self.access_log, self.spans, self.metrics), wanted
+                self.access_log, self.spans, self.metrics = access_log, spans, metrics
             if before[0] is not None:
                 before[0].close()
-            if before[1] is not None and before[1] is not spans:
-                before[1].close()
+            for old, new in ((before[1], spans), (before[2], metrics)):
+                if old is not None and old is not new:
+                    old.close()
 
         return put_in_force
 
     def take(self, records: Sequence[RequestRecord]) -> None:
         """Records that were counted. Raises nothing."""
-        if self.access_log is None and self.spans is None:
+        if self.access_log is None and self.spans is None and self.metrics is None:
             return
         with self._lock:
             try:
@@ -65,6 +64,8 @@ class Outlets:
                     self.access_log.write(records)
                 if self.spans is not None:
                     self.spans.take(records)
+                if self.metrics is not None:
+                    self.metrics.take(records)
             except Exception:
                 log.exception("%d finished requests are in no log", len(records))
 
@@ -74,8 +75,24 @@ class Outlets:
                 self.access_log.close()
             if self.spans is not None:
                 self.spans.close()
-            self.access_log = self.spans = None
+            if self.metrics is not None:
+                self.metrics.close()
+            self.access_log = self.spans = self.metrics = None
             self._wanted = None
+
+    def _exporters(self, server: ServerConfig) -> tuple[SpanExporter | None, MetricExporter | None]:
+        """Those that the configuration wants; one that goes on to the same receiver stays."""
+        tracing, spans, metrics = server.tracing, self.spans, self.metrics
+        if tracing is None:
+            return None, None
+        place = Place(server.host, server.port)
+        if spans is None or spans.endpoint != tracing.endpoint:
+            spans = SpanExporter(tracing.endpoint, version=self._version, place=place)
+        if not tracing.metrics:
+            metrics = None
+        elif metrics is None or metrics.endpoint != tracing.endpoint:
+            metrics = MetricExporter(tracing.endpoint, version=self._version, place=place)
+        return spans, metrics
 
     def _access_log(self, config: AccessLogConfig, base: Path) -> AccessLog:
         path = base / Path(config.path).expanduser() if config.path else self._root / FILE_NAME

@@ -9,10 +9,12 @@ OpenTelemetry is imported when tracing is configured, not before.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.terminal import NotThereError
@@ -38,22 +40,35 @@ OPERATIONS: Final = {
 """Endpoint -> `gen_ai.operation.name`; an endpoint without one is its own last words."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where clients reach the router."""
+
+    host: str = ""
+    port: int = 0
+    """0 where the system chose it."""
+
+    def attributes(self) -> dict[str, str | int]:
+        """`server.address` and `server.port`; an address that means all of them is this machine's name."""
+        address = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        found: dict[str, str | int] = {"server.address": address, "server.port": self.port}
+        return {name: value for name, value in found.items() if value}
+
+
 class SpanExporter:
     """Takes records, on one thread at a time, and exports those that have a span, in batches, on a thread of its own.
 
     Raises NotThereError where OpenTelemetry is not installed.
     """
 
-    def __init__(self, endpoint: str, *, version: str) -> None:
+    def __init__(self, endpoint: str, *, version: str, place: Place | None = None) -> None:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
             from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         except ImportError:
-            raise NotThereError(
-                "server.tracing wants OpenTelemetry, which is not installed: pip install '.[otel]' in the project's "
-                "folder, or take server.tracing out of the configuration"
-            ) from None
+            raise missing() from None
         self.endpoint = endpoint
+        self.place = place or Place()
         self._resource = Resource.create({"service.name": "modelyard", "service.version": version})
         self._exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", timeout=TIMEOUT_S)
         self._queue: deque[RequestRecord] = deque()
@@ -105,7 +120,10 @@ class SpanExporter:
 
     def _export(self, records: Sequence[RequestRecord]) -> None:
         try:
-            done = self._exporter.export([span_of(record, self._resource) for record in records]).name == "SUCCESS"
+            done = (
+                self._exporter.export([span_of(record, self._resource, self.place) for record in records]).name
+                == "SUCCESS"
+            )
         except Exception:
             log.exception("%d spans could not be made", len(records))
             done = False
@@ -119,7 +137,27 @@ class SpanExporter:
             self.problem = f"{self.endpoint} takes no spans: {self.dropped} were dropped"
 
 
-def span_of(record: RequestRecord, resource: Any) -> ReadableSpan:
+def missing() -> NotThereError:
+    """What to say where the extra is not installed."""
+    return NotThereError(
+        "server.tracing wants OpenTelemetry, which is not installed: pip install '.[otel]' in the project's "
+        "folder, or take server.tracing out of the configuration"
+    )
+
+
+def operation_of(endpoint: str) -> str:
+    """The value of `gen_ai.operation.name`."""
+    return OPERATIONS.get(endpoint, endpoint.removeprefix("/v1/").replace("/", "_"))
+
+
+def error_type(record: RequestRecord) -> str:
+    """The value of `error.type`: why a request did not end well; "" where it did."""
+    if record.outcome == "completed":
+        return record.error or (str(record.status) if record.status >= 400 else "")
+    return record.error or record.outcome
+
+
+def span_of(record: RequestRecord, resource: Any, place: Place) -> ReadableSpan:
     """The span of a finished request: of kind SERVER, a child of the client's span where there is one.
 
     Events mark the last attempt's dispatch and the first and last content of a stream.
@@ -142,13 +180,13 @@ def span_of(record: RequestRecord, resource: Any) -> ReadableSpan:
         if offset
     ]
     failed = record.outcome in ("failed", "truncated") or record.status >= 500
-    operation = OPERATIONS.get(record.endpoint, record.endpoint.removeprefix("/v1/").replace("/", "_"))
+    operation = operation_of(record.endpoint)
     return ReadableSpan(
         name=f"{operation} {record.model}".strip(),
         context=SpanContext(trace, int(record.span_id, 16), is_remote=False, trace_flags=flags),
         parent=parent,
         resource=resource,
-        attributes=attributes_of(record, operation),
+        attributes={**attributes_of(record, operation), **place.attributes()},
         events=events,
         kind=SpanKind.SERVER,
         status=Status(StatusCode.ERROR, record.error) if failed else Status(StatusCode.UNSET),
@@ -176,7 +214,7 @@ def attributes_of(record: RequestRecord, operation: str) -> dict[str, str | int 
         "gen_ai.request.model": record.model,
         "gen_ai.response.model": f"{record.model}@{record.version}" if record.version else "",
         "gen_ai.server.time_to_first_token": record.first_token_s,
-        "error.type": record.error,
+        "error.type": error_type(record),
         "modelyard.version": record.version,
         "modelyard.assigned_version": record.assigned,
         "modelyard.replica": record.replica,
