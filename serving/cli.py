@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "eval": ("eval.cli:app", "Run suites, compare two versions, report drift."),
     "drift": ("serving.commands.drift:app", "How far live traffic is from its reference; pin references."),
     "cost": ("serving.commands.cost:app", "Tokens and money per version, and what was idle."),
+    "console": ("serving.commands.console:app", "A link that signs a browser in to the console."),
     "audit": ("serving.commands.audit:app", "Who changed what, and when."),
     "logs": ("serving.commands.logs:app", "The last lines of an engine's log."),
     "doctor": ("serving.commands.doctor:app", "Check this machine: packages, ports, GPU, disk; with remedies."),

@@ -33,6 +33,8 @@ PATHS = frozenset(
         "workers",
         "restart",
         "gates",
+        "console",
+        "links",
     }
 )
 """Parts of paths that name nothing."""
