@@ -18,6 +18,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from monitoring.drift_watch import DriftWatch
+from monitoring.sample_ratio import Splits
 from monitoring.sampler import Sampler
 from monitoring.statement import Statement
 from registry.errors import ConflictError, NotFoundError
@@ -71,6 +72,7 @@ class Parts:
     outlets: Outlets
     samples: Samples
     drift: DriftWatch
+    splits: Splits
 
 
 class Desk:

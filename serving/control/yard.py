@@ -179,6 +179,7 @@ class Yard:
             outlets=self._outlets,
             samples=self._samples,
             drift=self._drift_watch(),
+            splits=self._splits,
         )
         self.desk = Desk(
             self.parts, lambda: self._info, requests=self.state.requests, certificate_changed=self._shows_certificate
