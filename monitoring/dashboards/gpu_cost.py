@@ -8,17 +8,17 @@ from __future__ import annotations
 from monitoring.dashboards.build import Board, Panel, Query, Row, stat, table
 from monitoring.dashboards.gpu_devices import COUNTERS, DEVICES, HEALTH, PROCESSES
 from monitoring.dashboards.parts import (
+    AT_WORK,
     DEVICE,
     GPU_COST,
+    IDLE,
     MODEL,
     RATE,
     ROUTE_CHANGES,
     VERSIONS,
     WHICH,
-    cost_per_hour,
 )
 
-IDLE = 'version="idle"'
 WASTED = 'outcome=~"failed|truncated|cancelled|client_error|none"'
 METHODS = ("inflight", "sm", "tokens", "cpu_time")
 BUDGET = "max by (budget, currency)"
@@ -114,7 +114,10 @@ NOW = Row(
             107,
             "Cost per hour by version",
             "Allocated basis; versions and idle sum to the bill. The widest band is where a change pays most.",
-            (Query(cost_per_hour("allocated", "model, version", which=f"{MODEL},{DEVICE}"), ARM_MONEY),),
+            (
+                Query(hourly(f"{MODEL},{AT_WORK}", "model, version, currency"), ARM_MONEY),
+                Query(hourly(IDLE), "idle {{currency}}"),
+            ),
             width=12,
             stacked=True,
             decimals=3,

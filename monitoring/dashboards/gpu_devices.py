@@ -6,7 +6,7 @@ Owns: the device rows of `modelyard-gpu-cost`. Never: money (`gpu_cost`), JSON (
 from __future__ import annotations
 
 from monitoring.dashboards.build import Panel, Query, Row, table
-from monitoring.dashboards.parts import ARM, DEVICE, ENGINES, FULL, GOOD_FROM_1, RATE, UP, WHICH
+from monitoring.dashboards.parts import ARM, AT_WORK, DEVICE, ENGINES, FULL, GOOD_FROM_1, IDLE, RATE, UP, WHICH
 
 NO_GPU = "no GPU"
 THROTTLED = (("0", "no", "green"), ("1", "throttled", "orange"))
@@ -134,8 +134,13 @@ PROCESSES = Row(
             (
                 Query(
                     "sum by (model, version) (rate({__name__=~"
-                    f'"modelyard_(gpu|cpu)_seconds_total",basis="allocated",method="inflight",{DEVICE}}}{RATE}))',
+                    f'"modelyard_(gpu|cpu)_seconds_total",basis="allocated",method="inflight",{DEVICE},{AT_WORK}}}{RATE}))',
                     ARM,
+                ),
+                Query(
+                    "sum (rate({__name__=~"
+                    f'"modelyard_(gpu|cpu)_seconds_total",basis="allocated",method="inflight",{DEVICE},{IDLE}}}{RATE}))',
+                    "idle",
                 ),
             ),
             stacked=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from monitoring.dashboards.build import Board, Panel, Query, Row, stat, table
 from monitoring.dashboards.parts import (
     ARM,
+    AT_WORK,
     BAD_FROM_1,
     DEVICE,
     ENGINES,
@@ -17,6 +18,7 @@ from monitoring.dashboards.parts import (
     FULL,
     GOOD_FROM_1,
     GPU_COST,
+    IDLE,
     MODEL,
     OVERVIEW,
     RATE,
@@ -201,6 +203,8 @@ QUALITY = Row(
 
 
 BUDGET = "max by (budget, currency) "
+WORKED = f"{MODEL},{AT_WORK}"
+IDLED = f"{MODEL},{IDLE}"
 COST = Row(
     120,
     "What does it cost?",
@@ -210,7 +214,10 @@ COST = Row(
             "Cost per hour",
             "What is being spent now, while devices are held (allocated basis). Idle on top is money without an "
             "answer: fewer replicas, or more traffic on the same ones.",
-            (Query(cost_per_hour("allocated", "version", which=MODEL), "{{version}} {{currency}}"),),
+            (
+                Query(cost_per_hour("allocated", "version, currency", which=WORKED), "{{version}} {{currency}}"),
+                Query(cost_per_hour("allocated", "currency", which=IDLED), "idle {{currency}}"),
+            ),
             stacked=True,
             decimals=3,
             see=(GPU_COST,),

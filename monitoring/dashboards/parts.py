@@ -24,6 +24,10 @@ RATE: Final = "[$__rate_interval]"
 BY: Final = "by (model, version)"
 ARM: Final = "{{model}}@{{version}}"
 
+IDLE: Final = 'outcome="idle"'
+AT_WORK: Final = 'outcome!="idle"'
+"""Idle time has an outcome of its own, and the version that held the memory meanwhile."""
+
 FINE: Final[Limits] = ((None, "green"),)
 BAD_FROM_1: Final[Limits] = ((None, "green"), (1.0, "red"))
 GOOD_FROM_1: Final[Limits] = ((None, "red"), (1.0, "green"))
@@ -97,8 +101,8 @@ def cost(basis: str, *, which: str = WHICH, method: str = "inflight") -> str:
 
 
 def cost_per_hour(basis: str, by: str, *, which: str = WHICH) -> str:
-    """Money per hour at the present pace."""
-    return f"3600 * sum by ({by}, currency) (rate({cost(basis, which=which)}{RATE}))"
+    """Money per hour at the present pace; idle time is the outcome `idle`."""
+    return f"3600 * sum by ({by}) (rate({cost(basis, which=which)}{RATE}))"
 
 
 def burn(window: str, by: str = "model") -> str:
