@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from monitoring.console import pages
-from monitoring.console.shell import HEADERS, PREFIX, Page, Shell, session_of
+from monitoring.console.shell import HEADERS, PREFIX, Page, Shell, SignInNeededError, needs_session
 from monitoring.console.source import ConsoleSource
 from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
 from registry.terminal import UserError
@@ -30,10 +30,6 @@ log = logging.getLogger("modelyard.console")
 
 TROUBLE = Page("", "That did not work", "", order=0, live=False)
 STATIC_AGE_S = 3600
-
-
-class SignInNeededError(Exception):
-    """Somebody asks for what only those who are signed in may see."""
 
 
 def serve(app: FastAPI, source: ConsoleSource) -> None:
@@ -54,7 +50,7 @@ def create(source: ConsoleSource) -> FastAPI:
     listed: list[Page] = []
     for module in modules():
         page: Page = module.PAGE
-        guards = [Depends(_signed_in)] if page.private else []
+        guards = [Depends(needs_session)] if page.private else []
         app.include_router(module.routes(shell), dependencies=guards)
         if page.order:
             listed.append(page)
@@ -94,11 +90,6 @@ class _Static(StaticFiles):
         answer = await super().get_response(path, scope)
         answer.headers["cache-control"] = f"max-age={STATIC_AGE_S}, must-revalidate"
         return answer
-
-
-def _signed_in(request: Request) -> None:
-    if session_of(request) is None:
-        raise SignInNeededError
 
 
 def _handle_errors(app: FastAPI, shell: Shell) -> None:

@@ -50,6 +50,10 @@ HEADERS: Final[Mapping[str, str]] = {
 """Of every answer under `/console`."""
 
 
+class SignInNeededError(Exception):
+    """Somebody asks for what only those who are signed in may see."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One question, and where it is answered."""
@@ -62,7 +66,7 @@ class Page:
     order: int
     """Its place in the navigation; 0 leaves it out."""
     private: bool = False
-    """It shows what clients wrote: nobody sees it without signing in, on loopback either."""
+    """It shows what clients wrote, or leads to a change: nobody sees it without signing in, on loopback either."""
     live: bool = True
     """Its `live` block is drawn anew every two seconds."""
 
@@ -107,7 +111,9 @@ class Shell:
 
     def to_sign_in(self, request: Request) -> Response:
         """Send whoever is not signed in to the page where that is done, and back afterwards."""
-        wanted = here(request) if request.method == "GET" and not is_partial(request) else f"{PREFIX}/"
+        wanted = here(request) if request.method == "GET" else f"{PREFIX}/"
+        if is_partial(request):
+            wanted = URL(request.headers.get("hx-current-url", f"{PREFIX}/")).path
         where = str(URL(f"{PREFIX}/sign-in").include_query_params(next=wanted))
         if is_partial(request):
             return Response(status_code=401, headers={"hx-redirect": where})
@@ -128,6 +134,19 @@ def session_of(request: Request) -> Session | None:
     """Who is signed in."""
     found = request.scope.get(SESSION_IN_SCOPE)
     return found if isinstance(found, Session) else None
+
+
+def needs_session(request: Request) -> None:
+    """Raise SignInNeededError for whoever is not signed in; a dependency of routes."""
+    if session_of(request) is None:
+        raise SignInNeededError
+
+
+def actor_of(request: Request) -> str:
+    """Who asks for a change, as the audit writes it; the guard lets nobody else that far."""
+    session = session_of(request)
+    assert session is not None
+    return session.actor
 
 
 def plot(value: Mapping[str, Any]) -> str:

@@ -124,7 +124,7 @@ class ConsoleAccess:
         if not payload or seal in self._ended or not hmac.compare_digest(seal, self._seal(payload)):
             return None
         try:
-            said = json.loads(base64.urlsafe_b64decode(payload))
+            said = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
             actor, key_id, expires_at = str(said["actor"]), str(said["key"]), float(said["until"])
         except (ValueError, KeyError, TypeError, binascii.Error):
             return None
@@ -143,7 +143,7 @@ class ConsoleAccess:
     def _cookie(self, actor: str, key_id: str) -> Cookie:
         until = self._clock() + SESSION_S
         said = {"actor": actor, "key": key_id, "until": until, "n": secrets.token_hex(8)}
-        payload = base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+        payload = base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
         return Cookie(self.cookie_name, f"{payload}.{self._seal(payload)}", SESSION_S)
 
     def _seal(self, payload: str) -> str:

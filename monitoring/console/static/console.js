@@ -75,7 +75,7 @@
   });
   document.addEventListener("htmx:afterSettle", () => { followLogs(); sums(); });
   document.addEventListener("click", (event) => {
-    if (event.target.closest("[data-close]")) { event.preventDefault(); dialog.close(); }
+    if (dialog.open && event.target.closest("[data-close]")) { event.preventDefault(); dialog.close(); }
   });
   dialog?.addEventListener("close", () => { one("#dialog-body").replaceChildren(); beat(); });
   // A link that opens the dialog calls itself a button: it answers to the space bar as one does.
