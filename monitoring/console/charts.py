@@ -10,12 +10,15 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from monitoring.console.words import NOTHING, money, seconds, when
 
 Unit = Literal["share", "seconds", "money", "count", "score"]
 Shape = Literal["line", "step", "bars"]
+FIRST_SHOWN: Final = 0.02
+LAST_SHOWN: Final = 0.999
+"""A distribution is drawn between about these shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def figure(value: float | None, unit: Unit, currency: str = "") -> str:
             return money(value, currency)
         case "score":
             return f"{value:.3f}"
-    return f"{value:,.0f}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.3g}"
 
 
 def weights_over_time(
@@ -148,8 +151,8 @@ def shares_within(
             run += count
             shares.append(run / total)
         series.append(Series(f"{version} (n = {total:,})", tuple(shares), colours.get(version, 0)))
-    first = min(next((i for i, v in enumerate(s.values) if v), len(bounds) - 1) for s in series)
-    last = max(next((i for i, v in enumerate(s.values) if (v or 0) >= 1), len(bounds) - 1) for s in series)
+    first = min(next((i for i, v in enumerate(s.values) if (v or 0) >= FIRST_SHOWN), len(bounds) - 1) for s in series)
+    last = max(next((i for i, v in enumerate(s.values) if (v or 0) >= LAST_SHOWN), len(bounds) - 1) for s in series)
     cut = slice(max(0, first - 1), last + 1)
     said = "; ".join(f"{s.name}: half within {seconds(_within(bounds, s.values, 0.5))}" for s in series)
     return Chart(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from monitoring.request_log import RequestPage, RequestQuery, Traffic
+from monitoring.sample_ratio import Split
+from monitoring.statement import Dimension
 from registry.entries import HistogramDelta, HistogramKey
 from registry.samples import Feedback, TrafficSample
 from registry.usage import RequestRecord
@@ -44,6 +46,28 @@ class Evaluation:
     finished_at: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says of a model, as far as the data pages need it."""
+
+    required_gate: str = ""
+    """The policy that a version must have passed before it gets more traffic; "" for none."""
+    sample_rate: float = 0.0
+    """The share of requests that is sampled."""
+    sample_store: str = "features"
+    """`none`, `features` or `text`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftPolicy:
+    """The thresholds of live drift."""
+
+    watch: float
+    act: float
+    samples_min: int
+    alpha: float
+
+
 class DataSource(Protocol):
     """The yard as the data pages see it."""
 
@@ -56,15 +80,26 @@ class DataSource(Protocol):
     async def traffic(self, model: str, since: float) -> Traffic:
         """The model's requests that arrived at `since` or later."""
 
+    async def split(self, model: str) -> Split | None:
+        """Whether users and conversations are divided as the route says, since it last changed; None without a
+        route."""
+
     async def histograms(self) -> Mapping[HistogramKey, HistogramDelta]:
         """The ledger's totals since it began."""
 
     async def evaluations(self, model: str) -> list[Evaluation]:
         """Runs of evaluations of the model's versions, the latest first."""
 
-    async def required_gate(self, model: str) -> str:
-        """The policy that a version must have passed before it gets more traffic; "" for none."""
+    async def settings(self, model: str) -> Settings:
+        """What the configuration in force says of the model."""
 
-    async def bill(self, since: float | None, by: Sequence[str]) -> dict[str, Any]:
+    async def drift_policy(self) -> DriftPolicy:
+        """How windows are judged."""
+
+    async def bill(self, since: float | None, by: Sequence[Dimension]) -> dict[str, Any]:
         """The cost statement (`monitoring.statement.Statement.as_json`) with lines told apart by these dimensions:
         `version`, `model`, `key`, `segment`, `hour`, `outcome`."""
+
+    async def outlook(self) -> dict[str, Any] | None:
+        """The month's forecast, budgets, and versions whose requests became dearer (`monitoring.outlook`), not older
+        than a minute; None where it is not known yet."""

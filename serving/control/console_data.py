@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
-from monitoring.console.data import Evaluation, Seen
+from monitoring.console.data import DriftPolicy, Evaluation, Seen, Settings
 from monitoring.request_log import RequestPage, RequestQuery, Traffic
+from monitoring.sample_ratio import Split
+from monitoring.statement import Dimension
 from registry.entries import HistogramDelta, HistogramKey
 from registry.sample_store import SampleStore
 from registry.samples import Feedback, Query, TrafficSample
@@ -56,18 +58,30 @@ class ConsoleData:
         await self._accounts.fresh()
         return self._accounts.traffic(model, since)
 
+    async def split(self, model: str) -> Split | None:
+        return next((one for one in self._parts.splits.state() if one.model == model), None)
+
     async def histograms(self) -> Mapping[HistogramKey, HistogramDelta]:
         return (await self._accounts.fresh()).histograms
 
     async def evaluations(self, model: str) -> list[Evaluation]:
         return await asyncio.to_thread(evaluations, self._runs, model)
 
-    async def required_gate(self, model: str) -> str:
+    async def settings(self, model: str) -> Settings:
         found = self._parts.config.models.get(model)
-        return found.require_gate if found is not None else ""
+        return (
+            Settings(found.require_gate, found.samples.rate, found.samples.store) if found is not None else Settings()
+        )
 
-    async def bill(self, since: float | None, by: Sequence[str]) -> dict[str, Any]:
-        return (await self._accounts.cost(since)).as_json()
+    async def drift_policy(self) -> DriftPolicy:
+        said = self._parts.config.drift
+        return DriftPolicy(said.watch, said.act, said.samples_min, said.alpha)
+
+    async def bill(self, since: float | None, by: Sequence[Dimension]) -> dict[str, Any]:
+        return (await self._accounts.cost(since, None, by)).as_json()
+
+    async def outlook(self) -> dict[str, Any] | None:
+        return None
 
 
 def kept_of(store: SampleStore, record: RequestRecord) -> tuple[TrafficSample | None, Feedback | None]:

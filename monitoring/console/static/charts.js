@@ -62,6 +62,9 @@
     };
   };
 
+  /* Of a logarithmic axis: 1, 2 and 5 of every power of ten. */
+  const readable = (plot, splits) => splits.map((at) => ([1, 2, 5].includes(Math.round(at / 10 ** Math.floor(Math.log10(at) + 1e-9))) ? at : null));
+
   const step = (places) => places.reduce((least, at, i) => (i ? Math.min(least, at - places[i - 1]) : least), 3600);
 
   const scaleX = (said) => {
@@ -118,7 +121,7 @@
       },
       axes: [
         said.over === "seconds"
-          ? { ...quiet, values: (plot, splits) => splits.map((at) => (at === null ? "" : seconds(at))), space: 60 }
+          ? { ...quiet, size: 34, filter: readable, values: (plot, splits) => splits.map((at) => (at === null ? "" : seconds(at))) }
           : { ...quiet, space: 72, values: TIMES },
         { ...quiet, size: wide, values: (plot, splits) => splits.map(value) },
       ],
