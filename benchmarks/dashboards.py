@@ -1,8 +1,8 @@
 """The figures of docs/dashboards.md: a yard of real llama.cpp engines under traffic, watched by a real Prometheus.
 
-    python benchmarks/dashboards.py MODEL.gguf [--minutes 10] [--clients 2] [--write docs/dashboards.md]
+    python benchmarks/dashboards.py MODEL.gguf [--candidate OTHER.gguf] [--minutes 10] [--clients 2] [--write FILE]
 
-Method: three versions of one model (v1 as it is, v2 requantised, v3 a shadow) with an objective, a budget and samples.
+Method: three versions of one model (v1, v2 requantised, v3 a shadow) with an objective, a budget and samples.
 Streams without pause, each with a session of its own, a third of them judged by feedback. After a quarter of the time
 the sampled traffic is pinned as drift's reference, after half of it the route goes from 90:10 to 50:50, after three
 quarters the engine of v2 is killed. Prometheus runs with the shipped rules. At the end every panel is asked.
@@ -42,7 +42,7 @@ models:
   assistant:
     versions:
       v1: {{artifact: "file:{model}", engine: llama.cpp, engine_args: {{n_threads: 1}}}}
-      v2: {{artifact: {{requantize: v1, type: Q4_0}}, engine: llama.cpp, engine_args: {{n_threads: 1}}}}
+      v2: {{artifact: {candidate}, engine: llama.cpp, engine_args: {{n_threads: 1}}}}
       v3: {{artifact: "file:{model}", engine: llama.cpp, engine_args: {{n_threads: 1}}}}
     route: {{v1: 9000, v2: 1000}}
     sticky: [header:x-session-id]
@@ -115,7 +115,7 @@ def running(command: list[str], log: Path, **options: Any) -> Iterator[subproces
 
 def ready(url: str, path: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Waits until it answers with 200."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while True:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}{path}", trust_env=False).status_code == 200:
@@ -159,6 +159,7 @@ def events(modelyard: list[str], state: Path, admin_url: str, minutes: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--candidate", type=Path, help="v2's file; else v1's is requantised")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--write", type=Path, help="the page; pictures go to images/ beside it")
@@ -171,7 +172,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         config, state = folder / "yard.yaml", folder / "state"
-        config.write_text(CONFIG.format(port=port, admin_port=admin_port, model=options.model.resolve()))
+        candidate = f'"file:{options.candidate.resolve()}"' if options.candidate else "{requantize: v1, type: Q4_0}"
+        config.write_text(
+            CONFIG.format(port=port, admin_port=admin_port, model=options.model.resolve(), candidate=candidate)
+        )
         up = [*modelyard, "up", str(config), "--state-dir", str(state)]
         yard = stack.enter_context(running(up, folder / "up.log", cwd=ROOT))
         ready(f"http://127.0.0.1:{port}", "/health/ready", yard, folder / "up.log")

@@ -120,11 +120,11 @@ def value(number: float, unit: str, decimals: float | None = None) -> str:
     """A value with its unit, as Grafana would scale it."""
     if unit == "percentunit":
         return f"{100 * number:.{1 if decimals is None else int(decimals)}f}%"
+    if not number:
+        return "0" + SUFFIXES.get(unit, "")
     for factor, name in SCALES.get(unit, ()):
-        if abs(number) >= factor or (name in ("µs", "B", "Hz")):
-            return (
-                f"{_figure(number / factor, decimals if factor >= 1 else None)} {name}" if number else f"0 {unit[:1]}"
-            )
+        if abs(number) >= factor or name in ("µs", "B", "Hz"):
+            return f"{_figure(number / factor, decimals if factor >= 1 else None)} {name}"
     return _figure(number, decimals) + SUFFIXES.get(unit, "")
 
 
