@@ -19,6 +19,7 @@ Shape = Literal["line", "step", "bars"]
 FIRST_SHOWN: Final = 0.02
 LAST_SHOWN: Final = 0.999
 """A distribution is drawn between about these shares."""
+HALF: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def shares_within(
     first = min(next((i for i, v in enumerate(s.values) if (v or 0) >= FIRST_SHOWN), len(bounds) - 1) for s in series)
     last = max(next((i for i, v in enumerate(s.values) if (v or 0) >= LAST_SHOWN), len(bounds) - 1) for s in series)
     cut = slice(max(0, first - 1), last + 1)
-    said = "; ".join(f"{s.name}: half within {seconds(_within(bounds, s.values, 0.5))}" for s in series)
+    said = "; ".join(f"{s.name}: half {_half(bounds, s.values)}" for s in series)
     return Chart(
         name,
         title,
@@ -168,5 +169,7 @@ def shares_within(
     )
 
 
-def _within(bounds: Sequence[float], shares: Sequence[float | None], share: float) -> float:
-    return next((bound for bound, value in zip(bounds, shares, strict=True) if (value or 0) >= share), math.inf)
+def _half(bounds: Sequence[float], shares: Sequence[float | None]) -> str:
+    """Within which bound half of them lie, in words."""
+    found = next((bound for bound, value in zip(bounds, shares, strict=True) if (value or 0) >= HALF), None)
+    return f"within {seconds(found)}" if found is not None else f"take longer than {seconds(bounds[-1])}"
