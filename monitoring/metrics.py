@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as ExemplarSample
 
+from monitoring.cost_metrics import collect_outlook
 from monitoring.cost_series import CostSeries, collect_cost, collect_service_levels, cost_series, hold
 from monitoring.device_metrics import collect_devices, collect_sampler
 from monitoring.devices import DeviceReading
@@ -39,6 +40,7 @@ from monitoring.observe import (
     REJECTIONS,
     observe,
 )
+from monitoring.outlook import Outlook
 from monitoring.protobuf_exposition import NativeHistogramFamily
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.sample_ratio import Split
@@ -165,6 +167,8 @@ class Snapshot:
     ledger: LedgerState | None = None
     samples: SampleCounts = field(default_factory=SampleCounts)
     drift: DriftState = field(default_factory=DriftState)
+    outlook: Outlook | None = None
+    """None until one was made."""
     splits: Sequence[Split] = ()
     disks: Sequence[DiskSpace] = ()
 
@@ -226,6 +230,8 @@ class Metrics(Collector):
         yield _queues(snapshot)
         yield from _samples(snapshot)
         yield from collect_drift(snapshot.drift)
+        if snapshot.outlook is not None:
+            yield from collect_outlook(snapshot.outlook, snapshot.versions)
         yield from collect_splits(snapshot.splits)
         yield from collect_disks(snapshot.disks)
         yield from collect_devices(snapshot.devices, snapshot.engine_memory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,28 @@ class AdminClient:
         """The JSON at /admin/v1/PATH."""
         return self.send("GET", *path, query=query)
 
-    def send(self, method: str, *path: str, query: dict[str, Any] | None = None, body: Any = None) -> Any:
-        """Ask and return the JSON of the answer. Raises NotThereError or UserError."""
+    def text(self, *path: str, **query: Any) -> str:
+        """The text at /admin/v1/PATH, of whatever form it is."""
+        status, content = self._exchange("GET", self._target(path, query), None, dict(self._headers))
+        if status >= 400:
+            try:
+                value = json.loads(content)
+            except ValueError:
+                value = None
+            raise self._error(status, value, list(path))
+        return content.decode("utf-8", "replace")
+
+    def _target(self, path: Sequence[str], query: Mapping[str, Any] | None) -> str:
         for part in path:
             if not part or "/" in part:
                 raise UserError(f"{part!r} is not a name: names are letters, digits, '.', '_' and '-'")
         target = self._prefix + "/admin/v1/" + "/".join(quote(part, safe="") for part in path)
         wanted = {key: value for key, value in (query or {}).items() if value not in (None, "")}
-        if wanted:
-            target += "?" + urlencode(wanted)
+        return target + ("?" + urlencode(wanted) if wanted else "")
+
+    def send(self, method: str, *path: str, query: dict[str, Any] | None = None, body: Any = None) -> Any:
+        """Ask and return the JSON of the answer. Raises NotThereError or UserError."""
+        target = self._target(path, query)
         headers = dict(self._headers)
         data = None
         if body is not None:

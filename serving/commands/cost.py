@@ -1,139 +1,182 @@
-"""`modelyard cost`: tokens and money per version, and what was idle.
+"""`modelyard cost`: tokens and money, what was idle, where it leads; the weekly report.
 
-Owns: the tables. Never: arithmetic of money; lines sum to their total because the control plane makes them so.
+Owns: the commands and their options. Never: tables (`cost_tables`), arithmetic of money (the control plane's).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from registry import terminal
-from registry.terminal import UserError
-from serving.commands import render
+from registry.terminal import ExitCode, NotThereError, UserError
 from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, application
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+BASES = ("allocated", "busy", "energy")
+METHODS = ("inflight", "sm", "tokens", "cpu_time")
+DIMENSIONS = ("version", "model", "key", "segment", "hour", "outcome")
+FORMATS = ("md", "html")
+TIMEOUT_S = 120.0
+"""A statement of many months by hour and key takes its time."""
 
-app = application()
-BASES = {
-    "allocated": "held, busy or not",
-    "busy": "with a request in flight",
-    "energy": "metered energy",
-}
-FINENESS = ("version", "outcome")
-METHODS = {"inflight": "divided by requests in flight", "cpu_time": "divided by engines' CPU time"}
+
+class _ShowByDefault(TyperGroup):
+    """`cost` and `cost --since 24h` mean `cost show …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = ["show", *args]
+        return list(super().parse_args(ctx, args))
+
+
+app = application(
+    "What it cost, and what it will: `cost [--since 24h] [--by version,key]` shows it.", cls=_ShowByDefault
+)
 
 
 @app.command()
-def cost(
+def show(
     since: Annotated[
         str, typer.Option(metavar="SPAN", help="24h, 30m, 7d or Unix seconds, billed in whole hours [default: all].")
     ] = "",
-    by: Annotated[str, typer.Option(metavar="version|outcome", help="How fine the lines are.")] = "version",
-    all_bills: Annotated[bool, typer.Option("--all", help="Every basis and method, not the two main ones.")] = False,
+    until: Annotated[str, typer.Option(metavar="SPAN", help="The same [default: now].")] = "",
+    by: Annotated[
+        str, typer.Option(metavar="NAME,…", help=f"How lines are told apart: of {', '.join(DIMENSIONS)}.")
+    ] = "version",
+    basis: Annotated[str, typer.Option(metavar="|".join(BASES), help="Only this basis [default: all].")] = "",
+    method: Annotated[
+        str, typer.Option(metavar="|".join(METHODS), help="How time is divided [default: inflight].")
+    ] = "",
+    hosted: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROVIDER/MODEL", help="What the tokens would have cost there; may be given again."),
+    ] = None,
+    all_bills: Annotated[bool, typer.Option("--all", help="Every method, not the main one alone.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one row per line of each bill.")] = False,
     as_json: Json = False,
     admin_url: AdminUrl = None,
     state_dir: StateDirectory = None,
 ) -> None:
-    """What it cost, per version, with idle time on a line of its own; every bill's lines sum to its total.
+    """What it cost, per version, with idle time on lines of its own; every bill's lines sum to its total.
 
     Each bill is one way of looking at the same machine (its basis): never add two of them up.
 
     \b
     Examples:
       modelyard cost
-      modelyard cost --since 24h --by outcome
-      modelyard cost --json | jq '.usage'
+      modelyard cost --since 24h --by version,outcome
+      modelyard cost --since 7d --by key --csv > week.csv
+      modelyard cost --hosted openai/gpt-4o-mini
+      modelyard cost show --json | jq '.usage'
     """
-    if by not in FINENESS:
-        raise UserError(f"--by is {by!r}: it is one of {', '.join(FINENESS)}")
-    found = AdminClient.find(admin_url, state_dir).get("cost", since=since, by=by)
-    terminal.print_json(found) if as_json else render.show(*views(found, all_bills=all_bills))
+    _one_of("--basis", basis, ("", *BASES))
+    _one_of("--method", method, ("", *METHODS))
+    for name in by.split(","):
+        _one_of("--by", name.strip(), DIMENSIONS)
+    if as_csv and as_json:
+        raise UserError("--csv and --json exclude each other: give one of them")
+    client = AdminClient.find(admin_url, state_dir, timeout_s=TIMEOUT_S)
+    found = client.get(
+        "cost", since=since, until=until, by=by, basis=basis, method=method, hosted=",".join(hosted or ())
+    )
+    if as_json:
+        terminal.print_json(found)
+        return
+    from serving.commands import cost_tables, render  # noqa: PLC0415 - not for --help
+
+    if not (all_bills or method):
+        found["bills"] = [one for one in found["bills"] if one["method"] == "inflight"]
+        found["unit_costs"] = [one for one in found["unit_costs"] if one["method"] == "inflight"]
+    if as_csv:
+        cost_tables.write_csv(found, sys.stdout)
+    else:
+        render.show(*cost_tables.statement(found))
 
 
-def views(found: dict[str, Any], *, all_bills: bool) -> list[RenderableType]:
-    """The statement as tables: usage, the bills, unit costs."""
-    parts: list[RenderableType] = [f"{render.moment(found['start'])} to {render.moment(found['stop'])}"]
-    if found["usage"]:
-        parts.append(_usage(found["usage"]))
-    if found.get("tokens"):
-        parts.append(_tokens(found["tokens"]))
-    bills = [one for one in found["bills"] if all_bills or one["method"] == "inflight"]
-    parts += [_bill(one) for one in bills]
-    units = [one for one in found["unit_costs"] if all_bills or one["method"] == "inflight"]
-    if units:
-        parts.append(_units(units))
-    if not found["bills"]:
-        parts.append("nothing was billed yet: the first figures come some seconds after the start")
-    return parts
+@app.command()
+def forecast(as_json: Json = False, admin_url: AdminUrl = None, state_dir: StateDirectory = None) -> None:
+    """What the month will have cost at its end, with an interval, and how many days that rests on.
+
+    Example: modelyard cost forecast
+    """
+    found = AdminClient.find(admin_url, state_dir, timeout_s=TIMEOUT_S).get("cost", "forecast")
+    _print(found, "forecast", as_json)
 
 
-def _usage(usage: list[dict[str, Any]]) -> RenderableType:
-    outcomes = sorted({name for one in usage for name in one["requests"]}, key=lambda name: (name != "completed", name))
-    rows = [
-        (
-            f"[bold]{one['version']}[/]",
-            *(render.number(one["requests"].get(name, 0)) for name in outcomes),
-            render.number(one["prompt_tokens"]),
-            render.number(one["cached_tokens"]),
-            render.number(one["completion_tokens"]),
-        )
-        for one in usage
-    ]
-    columns = ("version", *(f">{name}" for name in outcomes), ">prompt tokens", ">of them cached", ">completion tokens")
-    return render.table(columns, rows, title="usage")
+@app.command()
+def budgets(as_json: Json = False, admin_url: AdminUrl = None, state_dir: StateDirectory = None) -> None:
+    """How much of each budget is spent and whether it will hold. Exit code 1 where one is exceeded.
+
+    Budgets are set in the configuration: `budgets: [{name: team, amount: 500, period: month}]`.
+
+    Example: modelyard cost budgets
+    """
+    found = AdminClient.find(admin_url, state_dir, timeout_s=TIMEOUT_S).get("cost", "budgets")
+    _print(found, "budgets", as_json)
+    if any(one["state"] == "over" for one in found["budgets"]):
+        raise SystemExit(int(ExitCode.GATE_FAILED))
 
 
-def _tokens(hosted: list[dict[str, Any]]) -> RenderableType:
-    rows = [
-        (
-            f"[bold]{one['version']}[/]",
-            render.number(one["prompt_tokens"]),
-            render.number(one["completion_tokens"]),
-            f"{one['nano'] / 1e9:.9f}",
-        )
-        for one in hosted
-    ]
-    columns = ("", ">prompt tokens", ">completion tokens", f">{hosted[0]['currency']}")
-    return render.table(columns, rows, title="hosted: tokens (at the provider's price per token; on no bill below)")
+@app.command()
+def anomalies(as_json: Json = False, admin_url: AdminUrl = None, state_dir: StateDirectory = None) -> None:
+    """Versions whose requests cost significantly more than on the days before, and what drove that.
+
+    Example: modelyard cost anomalies
+    """
+    found = AdminClient.find(admin_url, state_dir, timeout_s=TIMEOUT_S).get("cost", "anomalies")
+    _print(found, "anomalies", as_json)
 
 
-def _bill(bill: dict[str, Any]) -> RenderableType:
-    currency = bill["currency"]
-    unit = "GPU-seconds" if bill["device_kind"] == "gpu" else "core-seconds"
-    rows = [
-        (
-            f"[bold]{line['version']}[/]" if line["kind"] == "version" else line["kind"],
-            line["outcome"],
-            render.number(line["seconds"], 1),
-            f"{line['nano'] / 1e9:.9f}",
-        )
-        for line in bill["lines"]
-    ]
-    seconds = sum(line["seconds"] for line in bill["lines"])
-    rows.append(("[bold]total[/]", "", render.number(seconds, 1), f"[bold]{bill['total_nano'] / 1e9:.9f}[/]"))
-    title = f"{bill['device']}: {bill['basis']} ({BASES[bill['basis']]}; {METHODS[bill['method']]})"
-    columns = ["", "outcome", f">{unit}", f">{currency}"]
-    if not any(row[1] for row in rows):
-        columns.pop(1)
-        return render.table(columns, [(row[0], *row[2:]) for row in rows], title=title)
-    return render.table(columns, rows, title=title)
+@app.command()
+def report(
+    week: Annotated[
+        str, typer.Option(metavar="YYYY-Www", help="As 2026-W47 (ISO 8601, UTC) [default: the last one that is over].")
+    ] = "",
+    form: Annotated[
+        str, typer.Option("--format", metavar="md|html", help="[default: by the name of --out, else md].")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there [default: print it].")] = None,
+    as_json: Json = False,
+    admin_url: AdminUrl = None,
+    state_dir: StateDirectory = None,
+) -> None:
+    """The report of a week: what it cost and whom for, beside the week before; forecast, budgets, dearer requests.
+
+    The HTML page needs nothing else: it can be sent by mail.
+
+    \b
+    Examples:
+      modelyard cost report
+      modelyard cost report --week 2026-W47 --out week.html
+    """
+    kind = "json" if as_json else form or ("html" if out is not None and out.suffix in (".html", ".htm") else "md")
+    _one_of("--format", kind, (*FORMATS, "json"))
+    client = AdminClient.find(admin_url, state_dir, timeout_s=TIMEOUT_S)
+    text = client.text("cost", "report", week=week, format=kind)
+    if out is None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise NotThereError(f"{out} cannot be written ({error.strerror}): name another file") from None
+    sys.stderr.write(f"modelyard: wrote {out}\n")
 
 
-def _units(units: list[dict[str, Any]]) -> RenderableType:
-    rows = [
-        (
-            f"[bold]{one['version']}[/]",
-            one["basis"],
-            render.money(one["per_1k_requests"], one["currency"]),
-            render.money(one["per_1m_input_tokens"], one["currency"]),
-            render.money(one["per_1m_output_tokens"], one["currency"]),
-        )
-        for one in units
-    ]
-    columns = ("version", "basis", ">per 1k requests", ">per 1M input tokens", ">per 1M output tokens")
-    return render.table(columns, rows, title="unit costs")
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{option} is {value!r}: it is one of {', '.join(name for name in known if name)}")
+
+
+def _print(found: dict[str, Any], table: str, as_json: bool) -> None:
+    if as_json:
+        terminal.print_json(found)
+        return
+    from serving.commands import cost_outlook_tables, render  # noqa: PLC0415 - not for --help
+
+    render.show(*getattr(cost_outlook_tables, table)(found))

@@ -22,6 +22,7 @@ from monitoring.engine_scrape import EngineMetrics
 from monitoring.exemplars import Exemplars
 from monitoring.host_metrics import DiskSpace
 from monitoring.metrics import EngineState, LedgerState, Metrics, SampleCounts, Snapshot, WorkerState
+from monitoring.outlook import Outlook
 from monitoring.recent import RecentWindow, VersionRates
 from monitoring.request_log import PAGE_MAX, RequestLog, RequestPage, RequestQuery, Traffic
 from monitoring.running_statement import RunningStatement
@@ -58,6 +59,7 @@ class Live:
     generation: int = 0
     drift: DriftState = field(default_factory=DriftState)
     splits: Sequence[Split] = ()
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +264,7 @@ class Accounts:
         return statement(
             view(self._ledger, since, until),
             prices=prices or self._prices(),
-            devices=self._devices(),
+            devices=self.devices(),
             reserved_bytes=dict(self.sampler.engine_memory()),
             token_prices=self._token_prices(),
             stored_bytes=self._stored(),
@@ -275,14 +277,15 @@ class Accounts:
         """The statement of all time for the metrics. Blocking; one call at a time."""
         return self._running.statement(
             prices=self._prices(),
-            devices=self._devices(),
+            devices=self.devices(),
             reserved_bytes=dict(self.sampler.engine_memory()),
             token_prices=self._token_prices(),
             stored_bytes=self._stored(),
             stop=self._clock(),
         )
 
-    def _devices(self) -> dict[str, Device]:
+    def devices(self) -> dict[str, Device]:
+        """What bills must know of each device."""
         return {reading.device: Device(reading.kind, reading.cores or 1.0) for reading in self.sampler.latest()}
 
     def _show(self, now: float) -> None:
@@ -303,6 +306,7 @@ class Accounts:
                 generation=live.generation,
                 drift=live.drift,
                 splits=live.splits,
+                outlook=live.outlook,
                 disks=self._disks,
                 rates=self._rates,
                 devices=self.sampler.latest(),

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from monitoring.console import SESSION_IN_SCOPE
 from monitoring.drift_watch import DriftWatch
 from monitoring.exposition import render
-from monitoring.statement import Statement
+from monitoring.statement import DEFAULT_BY, Dimension, Statement
 from registry.certificates import is_loopback
 from registry.errors import ConflictError, DatabaseError, NotFoundError, RegistryError
 from registry.store import Registry
@@ -41,6 +41,7 @@ from serving.control.admin_models import Health, Readiness, Restart, Status
 from serving.control.apply import RefusedError
 from serving.control.changes import Changes
 from serving.control.console_access import ConsoleAccess, is_console, to_sign_in
+from serving.control.costs import Costs
 from serving.control.plan import Plan
 from serving.control.samples import Samples
 from serving.errors import ApiError, envelope
@@ -115,7 +116,12 @@ class Control(Protocol):
 
     def restart_progress(self) -> Restart: ...
 
-    async def cost(self, since: float | None) -> Statement: ...
+    @property
+    def costs(self) -> Costs: ...
+
+    async def cost(
+        self, since: float | None, until: float | None = None, by: Sequence[Dimension] = DEFAULT_BY
+    ) -> Statement: ...
 
     async def apply(self, config: YardConfig, base: Path, *, actor: str, dry_run: bool) -> Plan: ...
 
@@ -127,6 +133,7 @@ class Control(Protocol):
 def create_app(control: Control, *, host: str, access: Access, door: ConsoleAccess) -> FastAPI:
     """The application for a control plane that is bound to `host`."""
     from serving.control.admin_console import console_routes  # noqa: PLC0415 - as below
+    from serving.control.admin_cost import cost_routes  # noqa: PLC0415 - as below
     from serving.control.admin_drift import drift_routes  # noqa: PLC0415 - as below
     from serving.control.admin_feedback import feedback_routes  # noqa: PLC0415 - as below
     from serving.control.admin_gates import gate_routes  # noqa: PLC0415 - as below
@@ -145,6 +152,7 @@ def create_app(control: Control, *, host: str, access: Access, door: ConsoleAcce
     )
     app.include_router(registry_routes(control), prefix="/admin/v1")
     app.include_router(live_routes(control), prefix="/admin/v1")
+    app.include_router(cost_routes(control), prefix="/admin/v1")
     app.include_router(key_routes(control), prefix="/admin/v1")
     app.include_router(gate_routes(control), prefix="/admin/v1")
     app.include_router(feedback_routes(control), prefix="/admin/v1")

@@ -1,4 +1,4 @@
-"""The admin API's calls about what runs: status, cost, engine logs, applying a configuration.
+"""The admin API's calls about what runs: status, engine logs, applying a configuration.
 
 Owns: these paths. Never: deciding (yard).
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
@@ -30,20 +29,6 @@ def live_routes(control: Control) -> APIRouter:
     @router.get("/status", tags=["monitoring"], summary="Everything that is true now")
     async def status() -> Status:
         return await control.status()
-
-    @router.get("/cost", tags=["monitoring"], summary="What it cost, per version, idle on its own line")
-    async def cost(
-        since: Annotated[
-            str | None, Query(description="`24h`, `30m`, `7d`, or Unix seconds; whole hours are billed.")
-        ] = None,
-        by: Annotated[
-            str, Query(pattern="^(version|outcome)$", description="How fine a bill's lines are.")
-        ] = "outcome",
-    ) -> dict[str, Any]:
-        """One bill per device, basis and method; a bill's lines sum to its total exactly. Without `since` it is all
-        time, with usage and unit costs."""
-        statement = (await control.cost(parse_since(since, time.time()))).as_json()
-        return statement if by == "outcome" else merge_outcomes(statement)
 
     @router.get("/engines/{model_ref}/{index}/log", tags=["engines"], summary="The last lines of an engine's log")
     async def engine_log(model_ref: str, index: int, lines: Annotated[int, Query(ge=1, le=10_000)] = 50) -> LogTail:
@@ -102,18 +87,3 @@ def parse_since(text: str | None, now: float) -> float | None:
             code="invalid_value",
             param="since",
         ) from None
-
-
-def merge_outcomes(statement: dict[str, Any]) -> dict[str, Any]:
-    """The statement with one line per version: its outcomes added up, to the last billionth."""
-    for bill in statement["bills"]:
-        merged: dict[tuple[str, str], dict[str, Any]] = {}
-        for line in bill["lines"]:
-            there = merged.setdefault(
-                (line["kind"], line["version"]), dict(line, outcome="", seconds=0.0, nano=0, amount=0.0)
-            )
-            there["seconds"] += line["seconds"]
-            there["nano"] += line["nano"]
-            there["amount"] = there["nano"] / 1e9
-        bill["lines"] = list(merged.values())
-    return statement

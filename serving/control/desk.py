@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from monitoring.drift_watch import DriftWatch
 from monitoring.sample_ratio import Splits
 from monitoring.sampler import Sampler
-from monitoring.statement import Statement
+from monitoring.statement import DEFAULT_BY, Dimension, Statement
 from registry.errors import ConflictError, NotFoundError
 from registry.state import YardInfo
 from registry.store import Registry
@@ -31,6 +31,7 @@ from serving.control.accounts import Accounts
 from serving.control.admin_models import Readiness, ReplacementView, Restart, Status
 from serving.control.apply import Applier, limits_of, prices_of, tracing_of, traits_of
 from serving.control.changes import Changes
+from serving.control.costs import Costs
 from serving.control.health import readiness
 from serving.control.outlets import Outlets
 from serving.control.plan import Plan
@@ -69,6 +70,7 @@ class Parts:
     changes: Changes
     sampler: Sampler
     accounts: Accounts
+    costs: Costs
     outlets: Outlets
     samples: Samples
     drift: DriftWatch
@@ -103,11 +105,18 @@ class Desk:
     def drift(self) -> DriftWatch:
         return self._parts.drift
 
+    @property
+    def costs(self) -> Costs:
+        return self._parts.costs
+
     async def scrape(self) -> CollectorRegistry:
+        await self._parts.costs.refresh()
         return await self._parts.accounts.scrape()
 
-    async def cost(self, since: float | None) -> Statement:
-        return await self._parts.accounts.cost(since)
+    async def cost(
+        self, since: float | None, until: float | None = None, by: Sequence[Dimension] = DEFAULT_BY
+    ) -> Statement:
+        return await self._parts.accounts.cost(since, until, by)
 
     def version_state(self, model: str, label: str) -> str:
         return state_of(one for one in self._parts.supervisor.replicas() if (one.model, one.label) == (model, label))

@@ -51,6 +51,7 @@ from serving.control.apply import Applier, engine_environment, limits_of, prices
 from serving.control.changes import Changes
 from serving.control.console import YardConsole
 from serving.control.console_access import ConsoleAccess
+from serving.control.costs import Costs, Settings
 from serving.control.desk import Desk, Parts
 from serving.control.ingest import Ingest
 from serving.control.lock import YardLock
@@ -176,6 +177,7 @@ class Yard:
             changes=changes,
             sampler=sampler,
             accounts=accounts,
+            costs=self._costs(accounts, Ledger(registry.engine)),
             outlets=self._outlets,
             samples=self._samples,
             drift=self._drift_watch(),
@@ -262,6 +264,16 @@ class Yard:
             version=_own_version(),
         )
         return sampler, accounts
+
+    def _costs(self, accounts: Accounts, ledger: Ledger) -> Costs:
+        base = self._path.absolute().parent
+        return Costs(
+            accounts,
+            ledger,
+            prices=lambda: prices_of(self.parts.config),
+            settings=lambda: Settings.of(self.parts.config, base),
+            key_names=lambda: {key.id: key.terms.name for key in self.parts.registry.api_keys()},
+        )
 
     async def _bring_up(self) -> None:
         """Ports, then definitions, then processes: what is most likely to be refused comes first."""
@@ -459,6 +471,7 @@ class Yard:
             generation=table.generation if table else 0,
             drift=self.parts.drift.state(),
             splits=self._splits.state(),
+            outlook=self.parts.costs.latest,
         )
 
     def _routing(self) -> Routing:

@@ -88,7 +88,7 @@ def test_a_yard_that_is_gone_is_named(tmp_path: Path) -> None:
         ("status --admin-url http://127.0.0.1:99999", "not of the form http://HOST:PORT"),
         ("versions show assistant@v1/../x --admin-url http://127.0.0.1:1", "'v1/../x' is not a name"),
         ("logs assistant@v1/x --admin-url http://127.0.0.1:1", "names no replica"),
-        ("cost --by colour --admin-url http://127.0.0.1:1", "--by is 'colour': it is one of version, outcome"),
+        ("cost --by colour --admin-url http://127.0.0.1:1", "--by is 'colour': it is one of version, model"),
         ("up configs/quickstart.yaml --port 8399 --admin-port 8399", "both 8399"),
         ("up configs/quickstart.yaml --state-dir README.md", "the state directory"),
         ("up configs/quickstart.yaml --state-dir /proc/modelyard", "cannot be used"),

@@ -1,0 +1,210 @@
+"""`modelyard cost` against a running yard with a month of books: every figure that is printed is the bill's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+
+import cost_past
+import httpx
+import pytest
+from cost_past import DAY_S, HOUR_S, Traffic
+from engines.fixtures import start_fake_engine
+from stack import Stack, external, stack, until
+
+from registry.ledger import Ledger
+from registry.store import Registry
+from serving.commands import cost_outlook_tables, cost_tables
+
+pytestmark = pytest.mark.system
+BUDGETS = [
+    {"name": "everything", "amount": 1e6},
+    {"name": "team", "amount": 0.01, "period": "week", "key": "key_team", "alert_at": [0.5, 1.0]},
+]
+MAP = {
+    "small-1": {
+        "litellm_provider": "acme",
+        "mode": "chat",
+        "input_cost_per_token": 1.5e-07,
+        "output_cost_per_token": 6e-07,
+        "cache_read_input_token_cost": 7.5e-08,
+    }
+}
+
+
+def starved(now: float) -> cost_past.Rows:
+    """Thirty days; in the last seven hours a tenth of the usual requests."""
+
+    def traffic(at: int, rng: Random) -> Traffic:
+        hour = Traffic(requests=400 * rng.lognormvariate(0, 0.04))
+        return replace(hour, requests=hour.requests / 10) if at >= now - 7 * HOUR_S else hour
+
+    return cost_past.rows(now - 30 * DAY_S, now, traffic=traffic)
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    engines = [start_fake_engine("--events", "4") for _ in range(2)]
+    folder = tmp_path_factory.mktemp("cost")
+    config = external({"v1": engines[0].url, "v2": engines[1].url}, {"v1": 9000, "v2": 1000})
+    prices = "prices: {cpu_hour: 0.12, compare: [acme/small-1, assistant], price_map: prices.json}"
+    config = config.replace("prices: {cpu_hour: 0.12}", f"{prices}\nbudgets: {json.dumps(BUDGETS)}")
+    (folder / "prices.json").write_text(json.dumps(MAP))
+    with stack(folder, config) as made:
+        made.state.mkdir(mode=0o700)
+        registry = Registry.open(made.state / "registry.db")
+        cost_past.write(Ledger(registry.engine), starved(time.time()))
+        registry.close()
+        yield made.up(timeout_s=180)
+    for engine in engines:
+        engine.kill()
+        assert engine.process.stdout is not None
+        engine.process.stdout.close()
+
+
+def test_lines_sum_whatever_they_are_told_apart_by(yard: Stack) -> None:
+    totals = {one["basis"]: one["total_nano"] for one in yard.json("cost", "--method", "inflight")["bills"]}
+    assert set(totals) >= {"allocated", "busy"}
+    for by in ("version", "outcome", "key,version", "model,hour"):
+        found = yard.json("cost", "--by", by, "--method", "inflight")
+        assert found["by"] == by.split(",")
+        for bill in found["bills"]:
+            assert sum(line["nano"] for line in bill["lines"]) == bill["total_nano"] == totals[bill["basis"]]
+
+
+def test_a_window_is_a_part_of_the_whole(yard: Stack) -> None:
+    now = time.time()
+    middle = str(now - 4 * DAY_S)
+    whole, early, late = (
+        yard.json("cost", "--basis", "busy", "--method", "inflight", *window)["bills"][0]["total_nano"]
+        for window in ((), ("--until", str(float(middle) // HOUR_S * HOUR_S)), ("--since", middle))
+    )
+    assert early + late == whole
+    wrong = yard.cli("cost", "--since", "1h", "--until", "2h", check=2)
+    assert "ends before it begins" in wrong.stderr
+
+
+def test_csv_has_one_row_per_line_and_says_which_bill_it_is_of(yard: Stack) -> None:
+    text = yard.cli("cost", "--since", "3d", "--by", "version,outcome,key,hour", "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    sums: defaultdict[tuple[str, ...], Decimal] = defaultdict(Decimal)
+    for row in rows:
+        sums[row["device"], row["basis"], row["method"]] += Decimal(row["amount"])
+        assert row["currency"] == "USD"
+        assert row["start"] < row["stop"]
+        assert row["start"].endswith("Z")
+    assert {one[2] for one in sums} == {"inflight"}
+    for bill in yard.json("cost", "--since", "3d")["bills"]:
+        if bill["method"] == "inflight":
+            assert sums[bill["device"], bill["basis"], "inflight"] == Decimal(bill["total_nano"]) / 10**9
+    assert {row["key"] for row in rows} == {"", "key_team", "key_batch"}
+    assert yard.cli("cost", "--csv", "--json", check=2).stderr.count("\n") == 1
+
+
+def test_the_month_is_forecast(yard: Stack) -> None:
+    found = yard.json("cost", "forecast")
+    assert found["profile"] == "hour_of_week"
+    assert found["days"] == 28
+    assert found["spent"] <= found["expected"]
+    assert found["low"] <= found["expected"] <= found["high"]
+    text = yard.cli("cost", "forecast").stdout
+    assert "it rests on the last 28 days, by hour of the week" in text
+    assert "four times in five between" in text
+
+
+def test_an_exceeded_budget_is_exit_code_1(yard: Stack) -> None:
+    result = yard.cli("cost", "budgets", check=1)
+    assert "team" in result.stdout
+    assert "over" in result.stdout
+    found = json.loads(yard.cli("cost", "budgets", "--json", check=1).stdout)
+    states = {one["name"]: one for one in found["budgets"]}
+    assert (states["everything"]["state"], states["everything"]["outlook"]) == ("ok", "within")
+    assert states["team"]["of"] == "key key_team"
+    assert states["team"]["reached"] == 1.0
+
+
+def test_dearer_requests_are_named_with_their_cause(yard: Stack) -> None:
+    found = {one["version"]: one for one in yard.json("cost", "anomalies")["findings"]}
+    first = found["assistant@v1"]
+    assert (first["verdict"], first["cause"]) == ("anomaly", "more_idle")
+    assert first["ratio"] > first["ratio_alarm"]
+    text = yard.cli("cost", "anomalies").stdout
+    assert "more idle time" in text
+    assert "requests in flight while busy" in text
+
+
+def test_metrics_say_the_same(yard: Stack) -> None:
+    def exposed() -> str:
+        text = httpx.get(f"{yard.admin_url}/metrics", trust_env=False).text
+        return text if "modelyard_cost_forecast_month{" in text else ""
+
+    text = until(exposed, 20, "the outlook's metrics")
+    assert 'modelyard_cost_anomaly{model="assistant",version="v1"} 1.0' in text
+    assert 'modelyard_cost_anomaly_cause{cause="more_idle",model="assistant",version="v1"} 1.0' in text
+    assert 'modelyard_cost_budget_amount{budget="team",currency="USD"} 0.01' in text
+    assert 'modelyard_cost_budget_state{budget="team",state="over"} 1.0' in text
+
+
+def test_hosted_prices_are_beside_it_and_unknown_models_are_said_to_be(yard: Stack) -> None:
+    hosted = yard.json("cost")["hosted"]
+    (cost,) = hosted["costs"]
+    (usage,) = yard.json("cost", "--by", "model")["usage"]
+    tokens = usage["prompt_tokens"] - usage["cached_tokens"], usage["cached_tokens"], usage["completion_tokens"]
+    assert cost["nano"] == tokens[0] * 150 + tokens[1] * 75 + tokens[2] * 600
+    assert [one["name"] for one in hosted["unknown"]] == ["assistant"]
+    text = yard.cli("cost", "--hosted", "acme/smal-1").stdout
+    assert "acme/smal-1: unknown, the price map does not have it; near it: small-1" in text
+
+
+def test_without_a_price_map_the_remedy_is_named(yard: Stack) -> None:
+    there = yard.folder / "prices.json"
+    away = there.rename(yard.folder / "away.json")
+    try:
+        result = yard.cli("cost", "--hosted", "acme/small-1", check=4)
+        assert "make hosted" in result.stderr
+        assert "what it would have cost hosted: there is no price map" in yard.cli("cost").stdout
+    finally:
+        away.rename(there)
+
+
+def test_the_report_of_a_week_is_written_in_three_forms(yard: Stack, tmp_path: Path) -> None:
+    text = yard.cli("cost", "report").stdout
+    assert text.startswith("# What week ")
+    assert "Requests became dearer" in text
+    assert "most of it is more idle time" in text
+    assert "## Budgets" in text
+    page = tmp_path / "week.html"
+    yard.cli("cost", "report", "--out", str(page))
+    assert "<!DOCTYPE html>" in page.read_text()
+    assert "http" not in page.read_text().replace("http-equiv", "")
+    figures = yard.json("cost", "report")
+    assert figures["total"]["nano"] == sum(row["busy_nano"] + row["idle_nano"] for row in figures["hours"])
+    assert figures["week"]["name"] in text
+    assert "is no week" in yard.cli("cost", "report", "--week", "2026-W99", check=2).stderr
+    assert "has not begun" in yard.cli("cost", "report", "--week", "2199-W01", check=2).stderr
+    assert "--format is 'pdf'" in yard.cli("cost", "report", "--format", "pdf", check=2).stderr
+
+
+def test_tables_fit_80_columns(yard: Stack) -> None:
+    from rich.console import Console
+
+    console = Console(width=80, file=io.StringIO())
+    drawn = [
+        *cost_tables.statement(yard.json("cost", "--by", "version,outcome")),
+        *cost_tables.statement(yard.json("cost", "--by", "model,key", "--basis", "allocated")),
+        *cost_outlook_tables.forecast(yard.json("cost", "forecast")),
+        *cost_outlook_tables.anomalies(yard.json("cost", "anomalies")),
+        *cost_outlook_tables.budgets(json.loads(yard.cli("cost", "budgets", "--json", check=1).stdout)),
+    ]
+    for part in drawn:
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    assert max(len(line.rstrip()) for line in console.file.getvalue().splitlines()) <= 80
