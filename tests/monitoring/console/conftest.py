@@ -68,7 +68,7 @@ def yard(
     """The yard that all of the console's tests look at. A test that changes its routes changes them back."""
     text = config({label: engine.url for label, engine in engines.items()}, smollm2_path)
     with stack(tmp_path_factory.mktemp("console"), text) as made:
-        made.up()
+        made.up(timeout_s=180)
         drive(made, engines)
         yield made
 
