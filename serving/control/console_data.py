@@ -81,7 +81,9 @@ class ConsoleData:
         return (await self._accounts.cost(since, None, by)).as_json()
 
     async def outlook(self) -> dict[str, Any] | None:
-        return None
+        await self._parts.costs.refresh()
+        latest = self._parts.costs.latest
+        return latest.as_json() if latest is not None else None
 
 
 def kept_of(store: SampleStore, record: RequestRecord) -> tuple[TrafficSample | None, Feedback | None]:

@@ -16,7 +16,7 @@ from monitoring.console.charts import Chart, shares_within
 from monitoring.console.manifests import differences
 from monitoring.console.pages.rollout import colours_of
 from monitoring.console.shell import Page, Shell
-from monitoring.observe import BOUNDS, DURATION, TTFT
+from monitoring.observe import BOUNDS, DURATION, HISTOGRAM_BOUNDS, TTFT
 from registry.entries import HistogramDelta, HistogramKey
 from registry.errors import NotFoundError
 
@@ -125,11 +125,12 @@ def distribution(
 ) -> Chart | None:
     """The chart of a latency, from the ledger's totals: endpoints added up. None where nothing was counted."""
     counts: dict[str, list[int]] = {}
-    bounds: tuple[float, ...] = ()
+    bounds = BOUNDS[HISTOGRAM_BOUNDS[metric]]
     for key, total in totals.items():
-        if key.name != metric or key.labels[0] != model or key.labels[1] not in labels or key.bounds not in BOUNDS:
+        if (key.name, key.labels[0], key.bounds) != (metric, model, HISTOGRAM_BOUNDS[metric]):
             continue
-        bounds = BOUNDS[key.bounds]
+        if key.labels[1] not in labels:
+            continue
         there = counts.setdefault(key.labels[1], [0] * len(total.counts))
         counts[key.labels[1]] = [one + other for one, other in zip(there, total.counts, strict=True)]
     ordered = [(label, bounds, counts[label]) for label in labels if label in counts]
