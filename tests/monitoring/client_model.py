@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
-import pytest
+from components import missing
 
 
 def family_class() -> Any:
     """The class MetricFamily. Skips where `protobuf` is not installed (it comes with the extra `otel`)."""
-    pytest.importorskip("google.protobuf", reason="protobuf is not installed: pip install '.[otel]'")
+    if importlib.util.find_spec("google.protobuf") is None:
+        missing("protobuf", "pip install '.[otel]'")
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     kinds = descriptor_pb2.FieldDescriptorProto

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -117,6 +117,7 @@ def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["prompt_tokens_total", "kv_cache_usage_perc"]), series, min_size=1))
 def test_text_is_read_as_prometheus_reads_it(families: dict[str, list[tuple[str, float]]]) -> None:
     """Whatever a label holds: braces, quotes, spaces, numbers."""
@@ -140,6 +141,7 @@ def test_text_is_read_as_prometheus_reads_it(families: dict[str, list[tuple[str,
     assert set(found.values) | set(found.absent) == set(READINGS)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=300))
 def test_no_text_breaks_it(text: str) -> None:
     read(text)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from client_model import buckets, decode
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monitoring_records import record
 from prometheus_client import CollectorRegistry
@@ -30,6 +30,8 @@ PROMETHEUS_2_42 = (
     f"{PROTOBUF},application/openmetrics-text;version=1.0.0;q=0.8,"
     "application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""However busy the machine is."""
 seconds = st.one_of(st.just(0.0), st.floats(1e-7, 9000.0), st.sampled_from(BOUNDS_S))
 
 
@@ -80,6 +82,7 @@ def test_the_buckets_are_those_of_schema_3() -> None:
     assert BOUNDS_S[-LOWEST - 8 : -LOWEST] == pytest.approx(fractions)
 
 
+@patient
 @given(st.lists(seconds, max_size=60))
 def test_spans_hold_every_value_in_its_bucket(values: list[float]) -> None:
     total = dense(values)
@@ -101,6 +104,7 @@ def test_spans_hold_every_value_in_its_bucket(values: list[float]) -> None:
     assert all(span.length for span in found.positive_span)
 
 
+@patient
 @given(st.lists(seconds, min_size=1, max_size=30), st.lists(seconds, max_size=30), st.lists(seconds, max_size=30))
 def test_what_was_counted_before_native_histograms_cancels_in_every_rate(
     older: list[float], first: list[float], second: list[float]
@@ -125,6 +129,7 @@ def test_what_was_counted_before_native_histograms_cancels_in_every_rate(
     }
 
 
+@patient
 @given(st.text(max_size=30), st.lists(st.tuples(st.text(max_size=20), st.floats()), max_size=10), st.booleans())
 def test_gauges_and_counters_as_the_library_reads_them(
     documentation: str, series: list[tuple[str, float]], counts: bool
@@ -174,6 +179,7 @@ records = st.builds(
 )
 
 
+@patient
 @given(records)
 def test_exemplars_measure_what_is_counted(one: Any) -> None:
     _, counted = observe([one])
@@ -185,6 +191,7 @@ def test_exemplars_measure_what_is_counted(one: Any) -> None:
         assert expected[HistogramKey(name, owner, bounds)].counts[bisect_left(BOUNDS[bounds], value)] > 0
 
 
+@patient
 @given(st.lists(records, max_size=20))
 def test_native_counts_agree_with_classic_ones(many: list[Any]) -> None:
     _, counted = observe(many)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
@@ -41,6 +41,7 @@ def test_a_histogram_counts_as_one_and_is_cut_as_one() -> None:
     assert SeriesCap(3).limit(family) is family
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.integers(0, 30).map(str), unique=True), max_size=8), st.integers(1, 10))
 def test_never_more_than_the_cap_and_a_count_that_only_rises(rounds: list[list[str]], family_max: int) -> None:
     cap = SeriesCap(family_max)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from engines.fixtures import FakeEngine
 from test_access_log import record
@@ -32,6 +35,7 @@ from serving.control.spans import Place
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otel` is not installed")
 HERE = Path(__file__).parent
 Engines = Callable[..., FakeEngine]
+PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
 PLACE = Place("127.0.0.1", 8000)
 
 
@@ -71,6 +75,18 @@ def attributes(owner: dict[str, Any]) -> dict[str, Any]:
     return {one["key"]: next(iter(one["value"].values())) for one in owner["attributes"]}
 
 
+def scraped(yard: RunningYard, accept: str) -> tuple[str, bytes]:
+    answer = httpx.get(f"{yard.info.admin_url}/metrics", headers={"accept": accept}, trust_env=False)
+    return answer.headers["content-type"], answer.content
+
+
+def exemplars_of(yard: RunningYard) -> set[str]:
+    """The traces that the metrics name, as OpenMetrics has them."""
+    content_type, body = scraped(yard, "application/openmetrics-text;version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    return set(re.findall(r'^modelyard_\w+_bucket\{.*# \{trace_id="([0-9a-f]{32})"\}', body.decode(), re.MULTILINE))
+
+
 def test_a_yard_tells_its_receiver_of_every_request(receiver: Received, fake_engine: Engines, tmp_path: Path) -> None:
     config = CONFIG.format(workers=1, first=fake_engine("--events", "4").url, second=fake_engine("--events", "4").url)
     tracing = f'tracing: {{endpoint: "{receiver.url}", metrics: true}}'
@@ -80,6 +96,10 @@ def test_a_yard_tells_its_receiver_of_every_request(receiver: Received, fake_eng
         assert yard.chat("m@v2", stream=True).status_code == 200
         assert yard.chat("nobody").status_code == 404
         until(lambda: len(receiver.spans()) == 5)
+        exemplars = until(lambda: exemplars_of(yard))
+        (content_type, body) = scraped(yard, PROTOBUF)
+        assert (content_type, b"modelyard_request_duration_seconds" in body) == (PROTOBUF.replace(";", "; "), True)
+    assert exemplars <= {base64.b64decode(span["trace_id"]).hex() for span in receiver.spans()}
     usage = answers[0].json()["usage"]
     points = receiver.points()
     assert set(points) == set(INSTRUMENTS)
