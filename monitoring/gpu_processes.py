@@ -2,18 +2,25 @@
 
 Owns: which samples are new, and how long each one stands for. Never: NVML's calls, whose process it is.
 
-A sample says "SM% of this process until `time`". NVML answers a question with what came since the time asked after, so
-a sample stands for the time since its process's sample before, or since the time asked after: nothing is counted twice
-and nothing is left out between two readings, whatever their distance.
+A sample says "SM% of this process until `time`". NVML answers a question with what came since the time asked after: one
+sample per process, its mean since then, or one for each of the driver's own periods in which the process ran. So a
+sample stands for the time since its process's sample before, or since the time asked after; where an answer shows the
+driver's period and more than that went by, for one period, as the process did not run before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 SAMPLE_PERIOD_MAX_S: Final = 1.0
 """A driver samples at least this often (NVML's manual: between 1/6 s and 1 s). Silence for longer: no process ran."""
+
+
+SAMPLE_PERIOD_MAX_US: Final = int(SAMPLE_PERIOD_MAX_S * 1e6)
+PAUSE_FACTOR: Final = 1.5
+"""Samples of a process that lie further apart than this many of the driver's periods have a pause between them."""
 
 
 class Sample(NamedTuple):
@@ -21,7 +28,7 @@ class Sample(NamedTuple):
 
     pid: int
     time_us: int
-    sm: int
+    sm: float
 
 
 class SmUse(NamedTuple):
@@ -40,6 +47,7 @@ class SmMeter:
         self._until_us: int | None = None
         self._until_at = 0.0
         self._asked_at = 0.0
+        self._period_us: int | None = None
 
     def ask_after(self) -> int:
         """The driver's time after which samples are new. After a silence it moves on with our clock, so that the next
@@ -59,19 +67,24 @@ class SmMeter:
         for sample in sorted(samples, key=lambda one: one.time_us):
             if sample.pid and sample.time_us > after_us:
                 by_pid.setdefault(sample.pid, []).append(sample)
+        for own in by_pid.values():
+            for before, sample in pairwise(own):
+                self._period_us = min(self._period_us or SAMPLE_PERIOD_MAX_US, sample.time_us - before.time_us)
         if by_pid:
             self._until_us = max(own[-1].time_us for own in by_pid.values())
             self._until_at = at
         return dict.fromkeys(running, nothing) | {
-            pid: SmUse(sum(one.sm for one in own) / len(own) / 100, None if first else _seconds(own, after_us))
+            pid: SmUse(sum(one.sm for one in own) / len(own) / 100, None if first else self._seconds(own, after_us))
             for pid, own in by_pid.items()
         }
 
-
-def _seconds(samples: list[Sample], after_us: int) -> float:
-    """Σ share × own time of one process's samples, oldest first."""
-    total, before = 0.0, after_us
-    for sample in samples:
-        total += sample.sm / 100 * (sample.time_us - before) / 1e6
-        before = sample.time_us
-    return total
+    def _seconds(self, samples: list[Sample], after_us: int) -> float:
+        """Σ share × own time of one process's samples, oldest first."""
+        total, before_us = 0.0, after_us
+        for sample in samples:
+            own_us = sample.time_us - before_us
+            if self._period_us is not None and own_us > PAUSE_FACTOR * self._period_us:
+                own_us = self._period_us
+            total += sample.sm / 100 * own_us / 1e6
+            before_us = sample.time_us
+        return total

@@ -98,7 +98,7 @@ def afternoon(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     steps = [
         (1.0, both(1, seen)),
         (2.0, both(2, f"{seen},CHILD:80:{us(1.5)},CHILD:40:{us(2)},OTHER:20:{us(2)}")),
-        (3.0, both(3, f"CHILD:60:{us(3)}", **{"0.energy": 17})),  # it wrapped: 17 mJ
+        (3.0, both(3, f"CHILD:60:{us(2.5)},CHILD:60:{us(3)}", **{"0.energy": 17})),  # it wrapped: 17 mJ
         (4.0, both(4, "", **{"0.energy": 400_017}, **lost)),
         (6.0, both(6, "", **{"0.energy": 1_200_017, "xids": "0:31"})),
         (7.0, both(7, "", **{"0.energy": 1_600_017, "xids": "0:31,0:31"})),
