@@ -58,14 +58,14 @@ class Books:
     """Device -> cores held; 1 where it is not named."""
     settled_until: float | None = None
 
-    def until(self, hour: int) -> Books:
-        """What happened before `hour`."""
+    def between(self, start: float, stop: float) -> Books:
+        """The hours that begin within [start, stop)."""
         return Books(
             self.currency,
-            [one for one in self.lines if one.hour < hour],
-            [one for one in self.repriced if one.hour < hour],
-            [one for one in self.rows if one.hour < hour],
-            [one for one in self.usage if one.hour < hour],
+            [one for one in self.lines if start <= one.hour < stop],
+            [one for one in self.repriced if start <= one.hour < stop],
+            [one for one in self.rows if start <= one.hour < stop],
+            [one for one in self.usage if start <= one.hour < stop],
             self.cores,
             self.settled_until,
         )

@@ -187,7 +187,8 @@ def _hosted(hosted: dict[str, Any]) -> list[RenderableType]:
             (
                 f"[bold]{render.escaped(one['model'])}[/]",
                 render.money(one["input_nano"] / 1e9, ""),
-                render.money(one["cached_nano"] / 1e9, ""),
+                render.money(one["cached_nano"] / 1e9, "")
+                + ("" if one["is_cached_apart"] or not one["cached_nano"] else " *"),
                 render.money(one["output_nano"] / 1e9, ""),
                 f"[bold]{render.money(one['amount'], '')}[/]",
                 render.money(one["per_1k_requests"], ""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ log = logging.getLogger("modelyard.costs")
 
 OUTLOOK_S = 60.0
 """How old the outlook may be that a scrape shows."""
+FIRST_S = 2.0
+"""How long the first scrape waits for one, so that its series are there from the start."""
 SHARE_MAX = 0.02
 """The share of time that making outlooks for scrapes may take."""
 
@@ -86,21 +89,25 @@ class Costs:
         self._clock = clock
         self._reader = PriceMapReader()
         self._reading = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
         self._took_s = 0.0
         self.latest: Outlook | None = None
 
     async def refresh(self) -> None:
-        """See that `latest` is not old; for scrapes, so a ledger that cannot be read leaves it as it is."""
-        if self._reading.locked():
-            return
-        async with self._reading:
-            age_s = self._clock() - self.latest.at if self.latest else float("inf")
-            if 0 <= age_s < max(OUTLOOK_S, self._took_s / SHARE_MAX):
-                return
-            try:
+        """See that `latest` is not old, for scrapes: they wait for the first one a moment, and for no other."""
+        age_s = self._clock() - self.latest.at if self.latest else math.inf
+        is_due = not 0 <= age_s < max(OUTLOOK_S, self._took_s / SHARE_MAX)
+        if is_due and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._refresh())
+        if self.latest is None and self._task is not None:
+            await asyncio.wait({self._task}, timeout=FIRST_S)
+
+    async def _refresh(self) -> None:
+        try:
+            async with self._reading:
                 await asyncio.to_thread(self._look)
-            except (RegistryError, OSError):
-                log.exception("the outlook could not be made; metrics show the last one")
+        except (RegistryError, OSError):
+            log.exception("the outlook could not be made; metrics show the last one")
 
     async def outlook(self) -> Outlook:
         """As of now."""
@@ -144,7 +151,7 @@ class Costs:
         made = kept.books.then(found) if kept else found
         over = min(found.settled_until or 0.0, now) // HOUR_S * HOUR_S - HOUR_S
         if over > start:
-            self._kept = _Kept(rests_on, int(over), made.until(int(over)))
+            self._kept = _Kept(rests_on, int(over), made.between(since // HOUR_S * HOUR_S, over))
         return made
 
     def _report(self, week: Week | None, outlook: Outlook) -> Report:

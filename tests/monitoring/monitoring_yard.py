@@ -9,14 +9,18 @@ from typing import Any
 from monitoring_records import record
 
 from monitoring import settle
+from monitoring.anomaly import Finding
+from monitoring.budgets import Budget, judge
 from monitoring.cost import Prices
 from monitoring.devices import DeviceReading
 from monitoring.drift_watch_metrics import DriftState
 from monitoring.engine_metrics import EngineReadings
 from monitoring.engine_scrape import OUTCOMES, EngineMetrics, Target
+from monitoring.forecast import Forecast
 from monitoring.gpu_owners import GpuUse
 from monitoring.host_metrics import DiskSpace
 from monitoring.metrics import EngineState, LedgerState, Snapshot, WorkerState
+from monitoring.outlook import Outlook
 from monitoring.recent import RecentWindow
 from monitoring.sample_ratio import Split
 from monitoring.sampler import SamplerStatus, Sums
@@ -95,7 +99,15 @@ class Yard:
             splits=[Split("assistant", 0.8, {"v1": 91, "v2": 9})],
             disks=[DiskSpace("state", 60_000_000_000, 100_000_000_000)],
             drift=DriftState([quiet(model, version, now) for model, version in VERSIONS], now, checks=3, delivered=1),
+            outlook=costs(now),
         )
+
+
+def costs(now: float) -> Outlook:
+    """A month that will cost 110 to 130, a budget of 100, and a version that became dearer."""
+    month = Forecast(now - 86_400, now + 86_400, 60.0, 120.0, 110.0, 130.0, 20.0, "hour_of_week")
+    dearer = Finding("assistant@v2", "anomaly", "", now - 21_600, now, 14, 500, 0.3, 0.2, 1.3, "more_idle")
+    return Outlook(now, "USD", month, (judge(Budget("team", 100.0), month),), (dearer,))
 
 
 def gpu(now: float) -> DeviceReading:

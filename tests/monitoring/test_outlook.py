@@ -110,7 +110,7 @@ def test_the_rest_of_the_month_is_at_the_prices_of_now(ledger: Ledger) -> None:
 
 def test_hours_that_are_over_need_not_be_read_again(ledger: Ledger, found: Outlook) -> None:
     cut = int(NOW) // HOUR_S * HOUR_S - 30 * HOUR_S
-    kept = books(ledger).until(cut)
+    kept = books(ledger).between(0, cut)
     assert max(line.hour for line in kept.lines) == cut - HOUR_S
     assert outlook(kept.then(books(ledger, since=cut)), BUDGETS, now=NOW) == found
 
