@@ -119,6 +119,15 @@ class DeviceView(Shape):
     memory_total_bytes: int | None
     power_w: float | None
     temperature_c: float | None
+    power_limit_w: float | None
+    throttle_reasons: list[str] | None
+    """Why its clocks are held down: words as in `modelyard_gpu_throttled`."""
+    mig: bool | None
+    mps: bool | None
+    lost: bool
+    """Neither it nor its driver answers."""
+    absent: dict[str, str]
+    """Value -> why the device does not give it."""
 
 
 class DriftLine(Shape):

@@ -105,6 +105,8 @@ def drift_lines(drifts: Iterable[Drift]) -> list[DriftLine]:
 
 def device_view(reading: DeviceReading) -> DeviceView:
     fields: dict[str, Any] = {name: getattr(reading, name) for name in DeviceView.model_fields}
+    if reading.throttle_reasons is not None:
+        fields["throttle_reasons"] = sorted(reading.throttle_reasons)
     return DeviceView(**fields)
 
 
