@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from monitoring.cost_report import Hosted
 from monitoring.request_log import RequestPage, RequestQuery, Traffic
 from monitoring.sample_ratio import Split
 from monitoring.statement import Dimension
@@ -103,3 +104,6 @@ class DataSource(Protocol):
     async def outlook(self) -> dict[str, Any] | None:
         """The month's forecast, budgets, and versions whose requests became dearer (`monitoring.outlook`), not older
         than a minute; None where it is not known yet."""
+
+    async def hosted(self, since: float | None) -> Hosted | None:
+        """What the window's tokens would have cost at hosted models' prices; None where none is to be compared."""

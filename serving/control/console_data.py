@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from monitoring.console.data import DriftPolicy, Evaluation, Seen, Settings
+from monitoring.cost_report import Hosted
 from monitoring.request_log import RequestPage, RequestQuery, Traffic
 from monitoring.sample_ratio import Split
 from monitoring.statement import Dimension
@@ -84,6 +85,9 @@ class ConsoleData:
         await self._parts.costs.refresh()
         latest = self._parts.costs.latest
         return latest.as_json() if latest is not None else None
+
+    async def hosted(self, since: float | None) -> Hosted | None:
+        return await self._parts.costs.hosted(await self._accounts.cost(since, None, ("version",)), ())
 
 
 def kept_of(store: SampleStore, record: RequestRecord) -> tuple[TrafficSample | None, Feedback | None]:

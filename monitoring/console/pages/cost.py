@@ -59,6 +59,7 @@ def routes(shell: Shell) -> APIRouter:
             unit_names=bills.UNITS,
             usage=[one for one in whole["usage"] if any(one["requests"].values()) or one["shadow_requests"]],
             outlook=await shell.source.outlook(),
+            hosted=await shell.source.hosted(since),
         )
 
     return router

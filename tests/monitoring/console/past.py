@@ -18,8 +18,9 @@ from registry.state import StateDir
 
 
 @contextlib.contextmanager
-def yard_with_a_past(folder: Path, *, requests: int = 400) -> Iterator[Stack]:
-    """A real `modelyard up` over fake engines, on a state directory that was filled before."""
+def yard_with_a_past(folder: Path, *, requests: int = 400, model: Path | None = None) -> Iterator[Stack]:
+    """A real `modelyard up` over fake engines, on a state directory that was filled before;
+    with a `model` file, a real llama.cpp engine too."""
     with contextlib.ExitStack() as until:
         engines = [start_fake_engine("--events", "12", "--gap-s", "0.01") for _ in range(2)]
         for engine in engines:
@@ -27,6 +28,6 @@ def yard_with_a_past(folder: Path, *, requests: int = 400) -> Iterator[Stack]:
             until.callback(engine.process.stdout.close)
             until.callback(engine.kill)
         urls = [engine.url for engine in engines]
-        made = until.enter_context(stack(folder, scene.config(*urls)))
+        made = until.enter_context(stack(folder, scene.config(*urls, model)))
         scene.fill(StateDir(made.state), time.time(), *urls, requests=requests)
         yield made.up()

@@ -35,8 +35,8 @@ MODEL = "assistant"
 ANSWER = "Paris is the capital of France. It lies on the Seine and has about two million inhabitants."
 CONFIG = """
 server: {{port: 0, admin_port: 0, workers: 1, drain_s: 2}}
-prices: {{currency: EUR, gpu_hour: 2.4, cpu_hour: 0.05, kwh: 0.31, pue: 1.2}}
-budgets: [{{name: assistant, model: assistant, amount: 60, period: week}}]
+prices: {{currency: USD, gpu_hour: 2.4, cpu_hour: 0.05, kwh: 0.31, pue: 1.2, compare: [gpt-4o-mini, no-such-model]}}
+budgets: [{{name: assistant, model: assistant, amount: 105, period: week}}]
 models:
   assistant:
     versions:
@@ -55,13 +55,20 @@ models:
     route: {{e1: 10000}}
 drift: {{every_s: 0}}
 """
+LOCAL = """  local:
+    versions: {{v1: {{engine: llama.cpp, artifact: "file:{model}"}}}}
+    route: {{v1: 10000}}
+"""
 WEIGHTS = ((72.0, 10_000), (20.0, 9_900), (6.0, 9_000), (0.75, 5_000))
 """Hours ago, and basis points of v1 from then on."""
 
 
-def config(first: str, second: str) -> str:
-    """The yard's file, with the addresses of its engines."""
-    return CONFIG.format(first=first, second=second)
+def config(first: str, second: str, model: Path | None = None) -> str:
+    """The yard's file, with the addresses of its engines; `local` has a real one where there is a model file."""
+    text = CONFIG.format(first=first, second=second)
+    if model is not None:
+        text = text.replace("  embedder:\n", f"{LOCAL.format(model=model)}  embedder:\n")
+    return text
 
 
 def fill(state: StateDir, now: float, first: str, second: str, *, requests: int = 1500) -> None:

@@ -171,9 +171,9 @@ def test_cost_is_what_the_statement_says(see: See, past: Stack) -> None:
     with see(PAGES["cost"]) as one:
         page = one.page
         tiles = page.locator(".tile .figure").all_inner_texts()
-        assert tiles[:3] == [f"{totals[basis]:,.2f} EUR" for basis in ("allocated", "busy", "energy")]
+        assert tiles[:3] == [f"{totals[basis]:,.2f} USD" for basis in ("allocated", "busy", "energy")]
         text = page.locator("main").inner_text()
-        for wanted in ("idle, kept ready", "copies (shadow)", "failed", "per 1M output tokens"):
+        for wanted in ("idle, kept ready", "copies (shadow)", "failed", "per 1M output tokens", "nearly spent"):
             assert wanted in text
         assert page.locator("[data-chart] canvas").count() == 1
         page.get_by_label("Divided").select_option("tokens")
