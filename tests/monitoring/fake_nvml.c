@@ -71,6 +71,8 @@ int nvmlInitWithFlags(unsigned int flags) {
 int nvmlShutdown(void) { return sessions > 0 ? (sessions--, SUCCESS) : UNINITIALIZED; }
 const char *nvmlErrorString(int code) { (void)code; return "an error of the fake"; }
 
+int nvmlSystemGetDriverVersion(char *version, unsigned int size) { return lookup("driver", version, size); }
+
 int nvmlDeviceGetCount_v2(unsigned int *count) {
     char value[64];
     int answer = sessions > 0 ? lookup("count", value, sizeof value) : UNINITIALIZED;
