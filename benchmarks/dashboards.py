@@ -3,8 +3,8 @@
     python benchmarks/dashboards.py MODEL.gguf [--candidate OTHER.gguf] [--minutes 10] [--clients 2] [--write FILE]
 
 Method: three versions of one model (v1, v2 requantised, v3 a shadow) with an objective, a budget and samples.
-Streams without pause, each with a session of its own, a third of them judged by feedback. After a quarter of the time
-the sampled traffic is pinned as drift's reference, after half of it the route goes from 90:10 to 50:50, after three
+Streams without pause, each with a session of its own, a third of them judged by feedback. After a half of
+the time the sampled traffic is pinned as drift's reference and the route goes from 90:10 to 50:50, after three
 quarters the engine of v2 is killed. Prometheus runs with the shipped rules. At the end every panel is asked.
 """
 
@@ -88,7 +88,7 @@ class Traffic:
                     self._ask(client, chosen, f"{number}-{count}")
 
     def _ask(self, client: httpx.Client, chosen: random.Random, session: str) -> None:
-        body: dict[str, Any] = {"model": "assistant", "max_tokens": chosen.randint(8, 48), "stream": True}
+        body: dict[str, Any] = {"model": "assistant", "max_tokens": chosen.randint(8, 24), "stream": True}
         body["messages"] = [
             {"role": "user", "content": f"Tell me {chosen.randint(1, 9)} facts about {chosen.choice(TOPICS)}."}
         ]
@@ -145,9 +145,8 @@ def events(modelyard: list[str], state: Path, admin_url: str, minutes: float) ->
         sys.stderr.write(f"{arguments}: {done.returncode} {done.stderr.strip()[-300:]}\n")
 
     pause = 60 * minutes / 4
-    time.sleep(pause)
+    time.sleep(2 * pause)
     cli("drift", "pin", "assistant", "--since", "1h")
-    time.sleep(pause)
     cli("route", "set", "assistant", "v1=5000", "v2=5000")
     time.sleep(pause)
     for engine in httpx.get(f"{admin_url}/admin/v1/status", trust_env=False).json()["engines"]:

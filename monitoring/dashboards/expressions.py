@@ -17,6 +17,7 @@ NEEDS: Final = (
     (re.compile(r"modelyard_gpu_(?!seconds_total)"), "a GPU"),
     (re.compile(r"modelyard_drift_(?!check|last_check|webhook)"), "a pinned drift reference (`modelyard drift pin`)"),
     (re.compile(r"modelyard_slo_|:modelyard_slo_"), "an objective (`models.NAME.slo`)"),
+    (re.compile(r"modelyard_cost_(?:forecast_month|budget_forecast)"), "some days of spending"),
     (re.compile(r"modelyard_cost_budget_"), "a budget (`budgets:`)"),
     (re.compile(r"modelyard_cost_per_1k_good_"), "an objective (`models.NAME.slo`)"),
     (re.compile(r"basis=\"energy\""), "an energy meter (GPUs have one)"),

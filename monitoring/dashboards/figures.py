@@ -112,7 +112,9 @@ def subject(labels: Labels) -> str:
     """Labels as people write them: `assistant@v1`, then the rest."""
     rest = {name: value for name, value in labels.items() if name not in ("__name__", "instance", "job") and value}
     model, version = rest.pop("model", ""), rest.pop("version", "")
-    arm = "@".join(part for part in (model, version) if part)
+    arm = (
+        "" if "replica" in rest else "@".join(part for part in (model, version) if part)
+    )  # a replica is called by both
     return " ".join([*([arm] if arm else []), *rest.values()]) or "all"
 
 

@@ -99,6 +99,7 @@ NOW = Row(
             "What this month will have cost at the present pace. Too much: see Budgets, then who costs most.",
             Query("sum by (currency) (modelyard_cost_forecast_month)", "{{currency}}"),
             decimals=2,
+            empty="too few days",
         ),
         stat(
             106,
@@ -147,12 +148,12 @@ UNITS = Row(
         table(
             111,
             "Cost of 1,000 answers, by basis",
-            "Everything that a version cost over its completed requests. good: over requests that met the objective. "
+            "Everything that a version cost over its completed requests. good ones: over those within the objective. "
             "A version that was only warm has none, but costs: see Cost per hour.",
             Query(per_1k("allocated"), "allocated", "short", 4),
             Query(per_1k("busy"), "busy", "short", 4),
             Query(per_1k("energy"), "energy", "short", 4),
-            Query(per_1k("allocated", "modelyard_cost_per_1k_good_requests"), "allocated, good ones", "short", 4),
+            Query(per_1k("allocated", "modelyard_cost_per_1k_good_requests"), "good ones", "short", 4),
             width=12,
         ),
         table(
@@ -211,7 +212,7 @@ BUDGETS = Row(
             122,
             "Dearer than usual",
             "Red while 1,000 answers of a version cost significantly more than before; the cause is named from the "
-            "data: larger outputs, lower occupancy, more idle, a price change. `modelyard cost` has the figures.",
+            "data: larger outputs or prompts, slower engine, lower occupancy, more idle. `modelyard cost anomalies`.",
             (
                 Query(f"max by (model, version) (modelyard_cost_anomaly{{{WHICH}}})", "{{model}}@{{version}}"),
                 Query(
@@ -245,6 +246,30 @@ BUDGETS = Row(
             ),
             width=12,
             decimals=4,
+        ),
+        Panel(
+            125,
+            "Forecast of the month, and its interval",
+            "What the month will have cost at its end, and between which bounds it lies four times in five. Wide: days "
+            "differ much, wait before acting. Both bounds above the budget: act now.",
+            (
+                Query("sum by (currency) (modelyard_cost_forecast_month)", "expected {{currency}}"),
+                Query("sum by (bound, currency) (modelyard_cost_forecast_month_bound)", "{{bound}} {{currency}}"),
+            ),
+            width=12,
+            decimals=2,
+            empty="too few days",
+        ),
+        stat(
+            126,
+            "Budgets that warn",
+            "Budgets that are spent, or will be, beyond what `alert_at` allows. Above 0: `modelyard cost budgets` says "
+            "which, and what takes most.",
+            Query('sum(modelyard_cost_budget_state{state!="ok"})', "budgets"),
+            width=12,
+            height=8,
+            limits=((None, "green"), (1.0, "orange")),
+            empty="no budget",
         ),
     ),
 )

@@ -61,8 +61,8 @@ DEVICES = Row(
         ),
         Panel(
             134,
-            "Energy",
-            "Joules per second by the meter, not by sampled power. Above Power for long: the sampler misses peaks, "
+            "Power by the energy meter",
+            "Joules per second by the meter, not by sampled power. Above it for long: the sampler misses peaks, "
             "raise `monitoring.sample_hz`.",
             (Query(f"rate(modelyard_gpu_energy_joules_total{{{DEVICE}}}{RATE})", "{{device}}"),),
             unit="watt",

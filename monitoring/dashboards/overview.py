@@ -251,6 +251,7 @@ COST = Row(
             width=8,
             height=6,
             decimals=2,
+            empty="too few days",
             see=(GPU_COST,),
         ),
         table(

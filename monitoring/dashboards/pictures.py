@@ -51,14 +51,14 @@ def draw(dashboard: Mapping[str, Any], shown: Sequence[Shown], window: Window, p
 def _save(canvas: Any, path: Path) -> None:
     image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(48).save(path, optimize=True)
+    image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _panel(figure: Figure, box: tuple[float, float, float, float], shown: Shown, window: Window) -> None:
     x, y, width, height = box
     figure.patches.append(
         FancyBboxPatch((x, y), width, height, boxstyle="square,pad=0", facecolor=BOX, edgecolor="#d5dbe1",
-                       transform=figure.transFigure, figure=figure)
+                       transform=figure.transFigure, figure=figure, zorder=-1)
     )  # fmt: skip
     line = 18 / (figure.get_figheight() * DPI)
     figure.text(
