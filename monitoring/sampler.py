@@ -119,10 +119,13 @@ class Sampler:
             self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """End sampling; returns once the thread has ended, or after `timeout_s`."""
+        """End sampling; returns once the thread has ended, or after `timeout_s`: a driver that hangs keeps its thread,
+        and is not asked to close."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return
         self._reader.close()
 
     def watch(self, sample_hz: float) -> None:

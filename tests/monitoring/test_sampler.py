@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterable
 
@@ -229,6 +230,31 @@ def test_between_two_looks_at_the_system_only_the_gpu_is_read() -> None:
     assert sum(row.energy_j for row in sums.held) == pytest.approx(300.0)
     assert len(table.looks) == 4
     assert made.status().gaps == 0
+
+
+def test_a_driver_that_hangs_keeps_nobody_waiting() -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    class Hangs(Script):
+        closed = False
+
+        def read(self, at: float, pids: Iterable[int] = ()) -> list[DeviceReading]:
+            entered.set()
+            released.wait(30)
+            return []
+
+        def close(self) -> None:
+            self.closed = True
+
+    driver = Hangs((HOUR + 1.0, {}))
+    made = sampler(driver)
+    made.start()
+    assert entered.wait(10)
+    began = time.monotonic()
+    made.stop(timeout_s=0.1)
+    assert time.monotonic() - began < 10
+    assert not driver.closed  # it would hang there too
+    released.set()
 
 
 def test_a_real_thread_on_this_machines_cpu() -> None:
