@@ -29,6 +29,8 @@ METHODS: Final[Mapping[str, str]] = {
     "inflight": "in-flight share of the device, from the yard's books before and after",
     "cpu_time": "CPU time of the version's engines, from the yard's books before and after",
 }
+"""The methods whose lines only grow. Those that divide an hour anew as it goes on (by tokens, by multiprocessors) give
+no difference between two readings."""
 
 Key = tuple[str, str, str, str]
 """Device, basis, method, currency."""
@@ -52,6 +54,8 @@ class Books:
         versions: dict[Key, dict[str, float]] = {}
         idle: dict[Key, float] = {}
         for bill in statement.get("bills") or ():
+            if bill["method"] not in METHODS:
+                continue
             key = (bill["device"], bill["basis"], bill["method"], bill["currency"])
             amounts: defaultdict[str, float] = defaultdict(float)
             for line in bill["lines"]:
@@ -104,7 +108,7 @@ def of_sitting(before: Books, after: Books, version: str, *, requests: int, answ
     return [
         Spent(
             basis=basis,
-            method=METHODS.get(method, method) + ("" if part == 1 else f"; the run had {part:.0%} of the requests"),
+            method=METHODS[method] + ("" if part == 1 else f"; the run had {part:.0%} of the requests"),
             currency=currency,
             amount=amount,
             answered=answered,

@@ -53,6 +53,12 @@ def test_a_run_costs_its_part_of_what_its_version_did_meanwhile() -> None:
     assert Books.parse(None) is None
 
 
+def test_methods_that_divide_an_hour_anew_are_left_out() -> None:
+    said = statement((60, 140.0), (15, 60.0), 27.0)
+    by_tokens = [bill | {"method": "tokens"} for bill in said["bills"]]
+    assert Books.parse(said | {"bills": said["bills"] + by_tokens}) == Books.parse(said)
+
+
 def test_sittings_add_up_by_basis() -> None:
     def spent(amount: float, method: str = "books") -> Spent:
         return Spent(basis="busy", method=method, currency="EUR", amount=amount, answered=10)
