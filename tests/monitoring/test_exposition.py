@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from client_model import buckets, decode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monitoring_records import record
+from monitoring_yard import HOUR, Yard, second
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -246,3 +248,18 @@ def test_exemplars_are_bounded() -> None:
     kept = Exemplars(series_max=3)
     kept.add([record(model=f"m{n}", trace_id="a" * 32) for n in range(10)])
     assert len(kept.latest()) == 3
+
+
+def test_native_counts_go_on_after_a_restart(tmp_path: Path) -> None:
+    """They are in the ledger, in the transaction that counts the classic buckets."""
+    totals = []
+    for start in (HOUR, HOUR + 10):
+        with Yard(tmp_path) as yard:
+            durations = [one.duration_s for one in second(start)[0]]
+            yard.ingest([record(started_at=start, duration_s=one) for one in durations], watermark=start + 1.0)
+            body, _ = render(registry_of(Snapshot(histograms=yard.ledger.histograms())), PROTOBUF)
+        (metric,) = next(one for one in decode(body) if one.name == DURATION).metric
+        totals.append((metric.histogram.zero_count, buckets(metric.histogram)))
+    first, later = totals
+    assert later == (2 * first[0], {index: 2 * count for index, count in first[1].items()})
+    assert sum(first[1].values()) + first[0] == len(durations)
