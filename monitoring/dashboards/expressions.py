@@ -21,6 +21,14 @@ NEEDS: Final = (
     (re.compile(r"modelyard_cost_budget_"), "a budget (`budgets:`)"),
     (re.compile(r"modelyard_cost_per_1k_good_"), "an objective (`models.NAME.slo`)"),
     (re.compile(r"basis=\"energy\""), "an energy meter (GPUs have one)"),
+    (re.compile(r"method=\"sm\""), "a GPU that tells its processes apart"),
+    (re.compile(r"method=\"cpu_time\""), "a machine without a GPU"),
+    (re.compile(r"modelyard_cost_total.*outcome=\"shadow\"|modelyard_shadow_\w+_bucket"), "a shadow version"),
+    (re.compile(r"modelyard_cost_total.*outcome=~\"failed"), "work that failed"),
+    (re.compile(r"modelyard_cost_anomaly_cause\S* > 0|_anomaly_cause\{[^}]*\}\) > 0"), "an answer dearer than usual"),
+    (re.compile(r"_reading_absent\{[^}]*\}\) > 0"), "a reading that is absent"),
+    (re.compile(r"modelyard_feedback_total\{[^}]*score="), "feedback on answers (`POST /v1/feedback`)"),
+    (re.compile(r"modelyard_queue_seconds_"), "admission (`models.NAME.admission`)"),
     (re.compile(r"modelyard_sample_ratio_"), "a route with two arms and sticky units"),
     (
         re.compile(r"modelyard_engine_(?!up|restarts|memory|scrapes|reading|(?:prompt|completion)_tokens)"),
@@ -61,6 +69,8 @@ def panels(dashboard_json: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def needs(expression: str) -> str:
     """What a yard must have for the expression to have data; "" where every yard with traffic has it."""
+    if expression.endswith("or vector(0)"):
+        return ""
     return next((what for pattern, what in NEEDS if pattern.search(expression)), "")
 
 
