@@ -22,6 +22,8 @@ from monitoring.statement import Statement
 
 HOUR_S: Final = 3600
 WEEK_S: Final = 7 * 24 * HOUR_S
+FIRST_YEAR: Final = 1971
+LAST_YEAR: Final = 9998
 _WEEK: Final = re.compile(r"(\d{4})-?W(\d{2})")
 PURPOSES: Final = ("answered", "unanswered", "shadow", "none", "idle", "unsettled")
 """What time went to: answers; requests that failed, were cancelled, cut or refused by the engine; copies of requests;
@@ -174,7 +176,7 @@ def week_of(name: str) -> Week:
     """The week called `2026-W47`. Raises ValueError, one sentence."""
     found = _WEEK.fullmatch(name)
     try:
-        if found is None:
+        if found is None or not FIRST_YEAR <= int(found[1]) <= LAST_YEAR:
             raise ValueError
         start = datetime.fromisocalendar(int(found[1]), int(found[2]), 1).replace(tzinfo=UTC)
     except ValueError:

@@ -33,6 +33,7 @@ METHOD_NAMES = "|".join(dict.fromkeys(name for names in METHODS.values() for nam
 Basis = Annotated[str, Query(pattern=f"^({BASIS_NAMES}|)$", description="Only bills on this basis.")]
 Method = Annotated[str, Query(pattern=f"^({METHOD_NAMES}|)$", description="Only bills divided by this method.")]
 MEDIA = {"md": "text/markdown; charset=utf-8", "html": "text/html; charset=utf-8", "json": "application/json"}
+REPORTS: dict[int | str, dict[str, Any]] = {200: {"content": {kind.partition(";")[0]: {} for kind in MEDIA.values()}}}
 FORMS: dict[str, Callable[[Report], str]] = {
     "md": markdown,
     "html": html,
@@ -90,7 +91,7 @@ def cost_routes(control: Control) -> APIRouter:
         findings = [finding_json(one) for one in found.findings]
         return {"at": found.at, "currency": found.currency, "basis": "allocated", "findings": findings}
 
-    @router.get("/report", summary="The report of a week", response_class=Response)
+    @router.get("/report", summary="The report of a week", response_class=Response, responses=REPORTS)
     async def report(
         week: Annotated[str, Query(max_length=16, description="As `2026-W47`; the last one that is over.")] = "",
         form: Annotated[Literal["md", "html", "json"], Query(alias="format")] = "md",

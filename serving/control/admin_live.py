@@ -6,6 +6,7 @@ Owns: these paths. Never: deciding (yard).
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ from serving.errors import ApiError
 
 Actor = Annotated[str, Depends(actor_of)]
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+SINCE_MAX = 1e11
+"""The year 5138: later moments are no integers that a database keeps."""
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -72,14 +75,15 @@ async def _log_tail(control: Control, replica: str, lines: int) -> LogTail:
 
 
 def parse_since(text: str | None, now: float) -> float | None:
-    """Unix seconds of `24h`, `30m`, `7d` ago, or of a number that is Unix seconds already."""
+    """Unix seconds of `24h`, `30m`, `7d` ago, or of a number that is Unix seconds already; within SINCE_MAX."""
     if not text:
         return None
     found = _AGO.fullmatch(text)
-    if found is not None:
-        return now - float(found[1]) * _UNIT_S[found[2]]
     try:
-        return float(text)
+        at = float(text) if found is None else now - float(found[1]) * _UNIT_S[found[2]]
+        if math.isnan(at):
+            raise ValueError
+        return min(max(0.0, at), SINCE_MAX)
     except ValueError:
         raise ApiError(
             400,

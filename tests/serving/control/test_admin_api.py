@@ -217,6 +217,10 @@ def test_spans_of_time() -> None:
     assert parse_since("123.5", 0.0) == 123.5
     with pytest.raises(ApiError):
         parse_since("nan h", 0.0)
+    with pytest.raises(ApiError):
+        parse_since("nan", 0.0)
+    assert parse_since("inf", 0.0) == 1e11
+    assert parse_since("9" * 400 + "d", 100.0) == parse_since("-5", 100.0) == 0.0
 
 
 def test_yard_json_says_where_it_is(yard: RunningYard, tmp_path: Path) -> None:
