@@ -21,8 +21,6 @@ UIDS = ["overview", "versions", "rollout", "gpu-cost", "engines", "slo"]
 METRIC = re.compile(r"\b(modelyard_[a-z0-9_]+)")
 SERIES = re.compile(r"_(?:bucket|sum|count)$")
 UNITS = {"short", "s", "reqps", "percentunit", "bytes", "watt", "celsius", "hertz"}
-    r"modelyard_(gpu_|slo_|storage_|disk_|metrics_series|sample_ratio|cost_(per_1|budget|forecast|anomaly))"
-)
 BOARDS = {name.removesuffix(".json"): json.loads(made) for name, made in rendered().items()}
 
 
