@@ -99,13 +99,30 @@ async def look(
         "oldest": min((one.started_at for one in traffic.records), default=None),
         "charts": [one for one in drawn if one is not None],
         "gates": [
-            one for one in await source.gates(model) if {one["baseline_digest"], one["candidate_digest"]} == digests
+            one | {"suites_shown": suites_of(one["evidence"])}
+            for one in await source.gates(model)
+            if {one["baseline_digest"], one["candidate_digest"]} == digests
         ],
         "drift": [one for one in status_drift(await source.drift(model)) if one["version"] in chosen],
         "runs": [one for one in await source.evaluations(model) if one.digest in digests or one.subject in refs][
             :RUNS_SHOWN
         ],
     }
+
+
+def suites_of(evidence: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The suites of a verdict that can be shown: evidence is kept as its author sent it."""
+    found = evidence.get("suites")
+    numbers = ("candidate", "baseline", "n", "margin")
+
+    def is_usable(one: Any) -> bool:
+        if not isinstance(one, Mapping) or not isinstance(one.get("suite"), str):
+            return False
+        ends = one.get("interval")
+        values = [*map(one.get, numbers), *(ends if isinstance(ends, list) and len(ends) == 2 else [None])]
+        return all(isinstance(value, int | float) for value in values)
+
+    return [one for one in found if is_usable(one)] if isinstance(found, list) else []
 
 
 def status_drift(board: Mapping[str, Any]) -> list[dict[str, Any]]:

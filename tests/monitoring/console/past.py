@@ -22,7 +22,9 @@ def yard_with_a_past(folder: Path, *, requests: int = 400, model: Path | None = 
     """A real `modelyard up` over fake engines, on a state directory that was filled before;
     with a `model` file, a real llama.cpp engine too."""
     with contextlib.ExitStack() as until:
-        engines = [start_fake_engine("--events", "12", "--gap-s", "0.01") for _ in range(2)]
+        engines = [
+            start_fake_engine("--events", "12", "--gap-s", "0.02", "--first-token-delay-s", "0.15") for _ in range(2)
+        ]
         for engine in engines:
             assert engine.process.stdout is not None
             until.callback(engine.process.stdout.close)

@@ -20,7 +20,7 @@ from monitoring.drift_watch_board import Board
 from monitoring.drift_watch_board import write as write_board
 from monitoring.drift_watch_episodes import follow
 from monitoring.windows import Policy, Reference, References, Row
-from registry.entries import CostSeconds, HeldSeconds, UsageHour
+from registry.entries import CostSeconds, HeldSeconds, MemorySeconds, UsageHour
 from registry.ledger import Ledger
 from registry.manifest import Artifact, Lineage, Manifest
 from registry.models import BUCKETS, Span
@@ -293,6 +293,10 @@ def spend(ledger: Ledger, now: float, rng: random.Random) -> None:
                     decode_tokens=int(2400 * part * 89),
                 )
                 for label, part in (("v1", 1 - share), ("v2", share))
+            )
+            tx.add_memory_seconds(
+                MemorySeconds(hour, "GPU-4c1f", f"{MODEL}@{label}", held * 3600.0)
+                for label, held in (("v1", 6e9), ("v2", 4e9))
             )
             tx.add_held_seconds([HeldSeconds(hour, "GPU-4c1f", 3600.0, 3600 * (90 + 180 * busy / 3600), 3600.0)])
 

@@ -27,7 +27,6 @@ from stack import Stack  # noqa: E402
 
 LOOKS = ((360, "light", 1500), (768, "dark", 1400), (1280, "light", 1500))
 """Width, colours, and the most of a page's height that is shown."""
-COLOURS = 96
 BYTES_MAX = 120_000
 MODEL = ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PAGES = {
@@ -63,8 +62,8 @@ def real() -> Path | None:
 def traffic(yard: Stack) -> None:
     """A little of now: some questions, one of them to the real engine."""
     with httpx.Client(base_url=yard.url, trust_env=False, timeout=60) as client:
-        for number in range(24):
-            model = "local" if number % 8 == 0 and real() else "assistant"
+        for number in range(8):
+            model = "local" if number % 4 == 0 and real() else "assistant"
             messages = [{"role": "user", "content": f"What is the capital of country {number}?"}]
             body = {"model": model, "messages": messages, "stream": True, "user": f"u{number}", "max_tokens": 24}
             client.post("/v1/chat/completions", json=body).raise_for_status()
@@ -104,9 +103,9 @@ def picture(page: Any, width: int, height: int, *, whole: bool) -> bytes:
 def small(data: bytes) -> bytes:
     """As a palette PNG under BYTES_MAX."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
-    for colours in (COLOURS, 48, 24, 12):
+    for colours in (256, 128, 64, 32):
         buffer = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
         if buffer.tell() < BYTES_MAX:
             return buffer.getvalue()
     raise SystemExit("a picture does not become small enough")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from components import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from monitoring.console import bills
+from monitoring.console.app import modules
 from monitoring.console.charts import Chart, Series, figure, shares_within, weights_over_time
 from monitoring.console.manifests import differences
-from monitoring.console.pages.compare import choose
+from monitoring.console.pages.compare import choose, suites_of
 from monitoring.console.pages.rollout import colours_of, divided, history
 from monitoring.console.shell import plot
 from monitoring.sample_ratio import Split
@@ -191,3 +194,26 @@ def test_a_split_is_sound_or_broken_or_not_known() -> None:
     assert broken is not None
     assert (sound.kind, broken.kind, sound.units) == ("good", "bad", 100)
     assert sound.arms == [("v1", 90, 0.9), ("v2", 10, 0.1)]
+
+
+def test_evidence_that_is_not_as_ours_is_left_out() -> None:
+    suite = {"suite": "core", "candidate": 0.8, "baseline": 0.7, "n": 40, "margin": 0.02, "interval": [-0.1, 0.3]}
+    broken = [suite | {"n": "many"}, suite | {"interval": None}, suite | {"candidate": None}, "core", {"suite": 3}]
+    assert suites_of({"suites": [*broken, suite]}) == [suite]
+    assert suites_of({"suites": "none"}) == suites_of({}) == []
+
+
+def test_every_page_is_in_the_document_with_pictures_at_three_widths_that_are_small() -> None:
+    text = (ROOT / "docs" / "console.md").read_text()
+    shown = set(re.findall(r"images/(console-[a-z-]+)-(360|768|1280)\.png", text))
+    names = {name for name, _ in shown}
+    assert {(name, width) for name in names for width in ("360", "768", "1280")} == shown
+    pages = {one.PAGE.title for one in modules() if one.PAGE.order}
+    assert pages <= set(re.findall(r"^\| \[(.+?)\]", text, re.MULTILINE))
+    assert {f"console-{title.lower()}" for title in pages} <= names
+    for name, width in shown:
+        picture = ROOT / "docs" / "images" / f"{name}-{width}.png"
+        assert picture.stat().st_size < 120_000
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    kept = {path.name for path in (ROOT / "docs" / "images").glob("console-*.png")}
+    assert kept == {f"{name}-{width}.png" for name, width in shown}
