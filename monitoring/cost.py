@@ -26,10 +26,11 @@ time may cost one billionth less on one basis than on another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final, Literal, TypeVar
 
 from monitoring.attribution import NS, Key, apportion
@@ -231,13 +232,45 @@ def idle_weights(use: DeviceUse) -> dict[str, int]:
 
 def bill(use: DeviceUse, prices: Prices, basis: Basis, method: Method = "inflight") -> Bill | None:
     """The bill of one device and period; None where the basis or the method has no reading (no meter, no CPU time)."""
-    if not use.measured(method):
+    if not use.measured(method) or (basis == "energy" and use.energy_j is None):
         return None
-    return price(use, prices, basis, method, divide(use, method))
+    division = divide(use, method)
+    entries = [entry for entry in entries_of(division) if basis != "busy" or entry[0] == "version"]
+    nanos = price(use, prices, basis, entries)
+    lines = tuple(
+        CostLine(kind, key.version, key.outcome, ns / NS, nano, "", key.key_id, key.segment)
+        for (kind, key, ns), nano in zip(entries, nanos, strict=True)
+    )
+    return Bill(
+        use.device,
+        use.kind,
+        basis,
+        method,
+        prices.currency,
+        use.start,
+        use.stop,
+        lines,
+        sum(nanos),
+        division.residual_ns / NS,
+        division.fallback_ns / NS,
+    )
 
 
-def price(use: DeviceUse, prices: Prices, basis: Basis, method: Method, division: Division) -> Bill | None:
-    """A division as money; None on the basis `energy` where the device has no meter.
+Entry = tuple[LineKind, Key, int]
+"""A line before it is priced: its kind, whose it is, nanoseconds."""
+
+
+def entries_of(division: Division) -> list[Entry]:
+    """The lines of a division, those of versions first."""
+    entries: list[Entry] = [("version", key, ns) for key, ns in division.used]
+    entries += [("idle", Key(version, ""), ns) for version, ns in division.idle]
+    entries.append(("unsettled", Key("", ""), division.unsettled_ns))
+    return entries
+
+
+def price(use: DeviceUse, prices: Prices, basis: Basis, entries: Sequence[Entry]) -> list[int]:
+    """What the lines of one division cost, in billionths; of `entries_of` a division, on the basis `busy` its versions
+    alone. The use must have a meter on the basis `energy`.
 
     Seconds are GPU-seconds, on a CPU core-seconds (x cores held), so that seconds x price per hour / 3600 is the cost.
 
@@ -248,37 +281,14 @@ def price(use: DeviceUse, prices: Prices, basis: Basis, method: Method, division
 
     Source: STATISTICS.md, cost; FinOps Foundation, allocation of shared cost (direct and idle lines apart).
     """
-    if basis == "energy" and use.energy_j is None:
-        return None
-    entries: list[tuple[LineKind, Key, int]] = [("version", key, ns) for key, ns in division.used]
-    if basis != "busy":
-        entries += [("idle", Key(version, ""), ns) for version, ns in division.idle]
-        entries.append(("unsettled", Key("", ""), division.unsettled_ns))
     nanoseconds = [ns for *_, ns in entries]
+    if not nanoseconds:
+        return []
     if basis == "energy":
         amount = exact(use.energy_j or 0.0) / JOULES_PER_KWH * exact(prices.kwh) * exact(prices.pue)
     else:
-        amount = prices.unit_hour(use.kind) * sum(nanoseconds) / NS / HOUR_S
-    total = round(amount * NANO)
-    lines = tuple(
-        CostLine(kind, key.version, key.outcome, ns / NS, nano, "", key.key_id, key.segment)
-        for (kind, key, ns), nano in zip(entries, apportion(total, nanoseconds) if entries else [], strict=True)
-    )
-    total = total if entries else 0
-    residual_s = division.residual_ns / NS
-    return Bill(
-        use.device,
-        use.kind,
-        basis,
-        method,
-        prices.currency,
-        use.start,
-        use.stop,
-        lines,
-        total,
-        residual_s,
-        division.fallback_ns / NS,
-    )
+        amount = prices.unit_hour(use.kind) * sum(nanoseconds) / (NS * HOUR_S)
+    return apportion(round(amount * NANO), nanoseconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +320,7 @@ def token_cost(version: str, prompt_tokens: int, completion_tokens: int, price: 
     return TokenCost(version, prompt_tokens, completion_tokens, price, round(amount / 1_000_000 * NANO))
 
 
+@lru_cache(maxsize=256)
 def exact(value: float) -> Fraction:
     """The decimal number that a person wrote or would print: 0.1 is 1/10."""
     return Fraction(Decimal(repr(float(value))))

@@ -7,13 +7,26 @@ may be gone on with. Never: I/O, clocks, arithmetic of money (`cost`), what is s
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal, NamedTuple
 
-from monitoring.attribution import NS, Key
-from monitoring.cost import BASES, METHODS, Basis, DeviceKind, DeviceUse, LineKind, Method, Prices, divide, price
+from monitoring.attribution import Key
+from monitoring.cost import (
+    BASES,
+    METHODS,
+    Basis,
+    DeviceKind,
+    DeviceUse,
+    LineKind,
+    Method,
+    Prices,
+    divide,
+    entries_of,
+    price,
+)
 from monitoring.unit_costs import Phases, token_seconds, weights_of
 from registry.entries import (
     HOUR_S,
@@ -107,12 +120,12 @@ class PriceList:
     def __init__(self, changes: Sequence[PriceChange], now: Prices) -> None:
         self._now = now
         known = {one.name for one in fields(Prices)}
-        self._changes = [(one.at, Prices(**{k: v for k, v in one.prices.items() if k in known})) for one in changes]
+        self._starts = [one.at for one in changes]
+        self._prices = [Prices(**{k: v for k, v in one.prices.items() if k in known}) for one in changes]
 
     def at(self, start: float) -> Prices:
         """The prices of the period that begins at `start`."""
-        found = [prices for at, prices in self._changes if at <= start]
-        return found[-1] if found else self._changes[0][1] if self._changes else self._now
+        return self._prices[max(0, bisect_right(self._starts, start) - 1)] if self._prices else self._now
 
 
 class Tally:
@@ -153,25 +166,32 @@ class Tally:
         hour = int(use.start // HOUR_S) * HOUR_S if "hour" in self.by else None
         for method in METHODS[use.kind]:
             division = divide(use, method)
+            entries = entries_of(division)
+            cells = [
+                Cell(kind, key.version, key.outcome, self._key(key.key_id), self._segment(key.segment), hour)
+                for kind, key, _ in entries
+            ]
+            measured = use.measured(method)
             for basis in BASES:
-                made = price(use, prices, basis, method, division)
-                if made is None:
+                if basis == "energy" and use.energy_j is None:
                     continue
                 account = Account(use.device, use.kind, basis, method, prices.currency)
-                sums = self.accounts.setdefault(account, Sums(start=use.start))
-                sums.measured |= use.measured(method)
+                sums = self.accounts.get(account)
+                if sums is None:
+                    sums = self.accounts[account] = Sums(start=use.start)
+                sums.measured |= measured
                 sums.residual_ns += division.residual_ns
                 sums.fallback_ns += division.fallback_ns
-                for line in made.lines:
-                    cell = Cell(line.kind, line.version, line.outcome, self._key(line.key), self._segment(line), hour)
-                    ns, nano = sums.cells.get(cell, (0, 0))
-                    sums.cells[cell] = (ns + round(line.seconds * NS), nano + line.nano)
+                own = entries[: len(division.used)] if basis == "busy" else entries
+                for cell, (*_, ns), nano in zip(cells, own, price(use, prices, basis, own), strict=False):
+                    before = sums.cells.get(cell, (0, 0))
+                    sums.cells[cell] = (before[0] + ns, before[1] + nano)
 
     def _key(self, key: str) -> str:
         return key if "key" in self.by else ""
 
-    def _segment(self, one: object) -> str:
-        return str(getattr(one, "segment", "")) if "segment" in self.by else ""
+    def _segment(self, segment: str) -> str:
+        return segment if "segment" in self.by else ""
 
     def _uses(
         self, view: LedgerView, devices: Mapping[str, Device], reserved: Mapping[str, float]
@@ -190,7 +210,7 @@ class Tally:
         """Add an hour's usage, and what its streams took."""
         for row in usage:
             hour = row.hour if "hour" in self.by else None
-            cell = Cell("version", row.version, row.outcome, self._key(row.key_id), self._segment(row), hour)
+            cell = Cell("version", row.version, row.outcome, self._key(row.key_id), self._segment(row.segment), hour)
             self.usage[cell] = _sum(self.usage.get(cell), row)
             before = self.phases.get(row.version, NOTHING)
             now = (row.prefill_s, row.prefill_tokens, row.decode_s, row.decode_tokens)
