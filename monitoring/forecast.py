@@ -58,11 +58,11 @@ class Forecast:
         """In words, how the rest of the period was estimated."""
         if self.profile == "none":
             return "no hour is over yet"
-        unit = "hours" if self.days < 1 else "days"
-        count = round(self.days * 24) if self.days < 1 else math.floor(self.days)
+        unit, count = ("hour", round(self.days * 24)) if self.days < 1 else ("day", math.floor(self.days))
+        seen = f"the last {unit}" if count == 1 else f"the last {count} {unit}s"
         told = {"hour_of_week": "by hour of the week", "hour_of_day": "by hour of the day", "flat": "their mean"}
         interval = "" if self.low is not None else f"; no interval under {INTERVAL_DAYS_MIN} days"
-        return f"the last {count} {unit}, {told[self.profile]}{interval}"
+        return f"{seen}, {told[self.profile]}{interval}"
 
 
 def period_of(period: Period, at: float) -> tuple[float, float]:

@@ -76,7 +76,8 @@ def test_it_says_how_little_it_rests_on() -> None:
     assert (young.profile, young.low) == ("flat", None)
     assert young.basis == "the last 5 hours, their mean; no interval under 3 days"
     assert young.expected == pytest.approx(5 + 27 * 24 + 19)
-    assert forecast(hours(at(1), at(3, 5), 1.0), start=MONTH, stop=NEXT, now=at(3, 5)).low is None
+    second = forecast(hours(at(1), at(2, 5), 1.0), start=MONTH, stop=NEXT, now=at(2, 5))
+    assert (second.low, second.basis) == (None, "the last day, by hour of the day; no interval under 3 days")
 
 
 def test_hours_without_a_row_cost_nothing_and_the_books_may_begin_earlier() -> None:
