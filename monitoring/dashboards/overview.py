@@ -13,6 +13,7 @@ from monitoring.dashboards.parts import (
     DEVICE,
     ENGINES,
     ERRORS,
+    EVERY,
     FINE,
     FIRST_TOKEN,
     FULL,
@@ -95,7 +96,7 @@ ENGINES_UP = Row(
             "Requests",
             "Requests that ended per second, all outcomes. 0 where you expect traffic: clients do not reach the "
             "router; try `curl :8000/health/ready`.",
-            Query(rate("modelyard_requests_total", by=""), "requests"),
+            Query(rate("modelyard_requests_total", EVERY, ""), "requests"),
             unit="reqps",
             see=(VERSIONS,),
         ),
@@ -104,8 +105,8 @@ ENGINES_UP = Row(
 
 
 GOOD = (
-    f"sum(rate(modelyard_slo_good_requests_total{{{WHICH}}}{RATE})) "
-    f"/ (sum(rate(modelyard_slo_requests_total{{{WHICH}}}{RATE})) > 0)"
+    f"sum(rate(modelyard_slo_good_requests_total{{{EVERY}}}{RATE})) "
+    f"/ (sum(rate(modelyard_slo_requests_total{{{EVERY}}}{RATE})) > 0)"
 )
 QUALITY = Row(
     110,
@@ -116,7 +117,7 @@ QUALITY = Row(
             "Errors now",
             "Share of requests that failed or were cut; refused and cancelled ones are the client's doing. Above "
             "5%: Versions says which arm, then `modelyard rollback MODEL` if one version is to blame.",
-            Query(faults(by=""), "errors"),
+            Query(faults(EVERY, ""), "errors"),
             unit="percentunit",
             decimals=2,
             limits=ERRORS,
@@ -174,7 +175,7 @@ QUALITY = Row(
             "Requests by outcome",
             "failed: no usable answer; truncated: cut after the first token; client_error: the engine's own 4xx; "
             "rejected: refused by the router; cancelled: the client left. The first two are yours: see Engines.",
-            (Query(rate("modelyard_requests_total", by="by (outcome)"), "{{outcome}}"),),
+            (Query(rate("modelyard_requests_total", EVERY, "by (outcome)"), "{{outcome}}"),),
             unit="reqps",
             stacked=True,
             see=(VERSIONS,),

@@ -17,7 +17,9 @@ ENGINES: Final = "modelyard-engines"
 SLO: Final = "modelyard-slo"
 
 MODEL: Final = 'model=~"$model"'
-WHICH: Final = 'model=~"$model",version=~"$version"'
+EVERY: Final = 'model=~"$model",version=~"$version"'
+"""Requests that found no version with them."""
+WHICH: Final = f'{EVERY},version!=""'
 REPLICA: Final = 'model=~"$model",version=~"$version",replica=~"$replica"'
 DEVICE: Final = 'device=~"$device"'
 RATE: Final = "[$__rate_interval]"
@@ -107,7 +109,7 @@ def cost_per_hour(basis: str, by: str, *, which: str = WHICH) -> str:
 
 def burn(window: str, by: str = "model") -> str:
     """How many times faster than allowed the error budget is spent: bad share / (1 - target). 0 without traffic."""
-    total = f"sum by ({by}) (rate(modelyard_slo_requests_total{{{WHICH}}}[{window}]))"
-    good = f"sum by ({by}) (rate(modelyard_slo_good_requests_total{{{WHICH}}}[{window}]))"
+    total = f"sum by ({by}) (rate(modelyard_slo_requests_total{{{EVERY}}}[{window}]))"
+    good = f"sum by ({by}) (rate(modelyard_slo_good_requests_total{{{EVERY}}}[{window}]))"
     allowed = f"(1 - max by (model) (modelyard_slo_target{{{MODEL}}}))"
     return f"(({total} - {good}) / clamp_min({total}, 1e-9)) / on (model) group_left () {allowed}"

@@ -51,7 +51,7 @@ def draw(dashboard: Mapping[str, Any], shown: Sequence[Shown], window: Window, p
 def _save(canvas: Any, path: Path) -> None:
     image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _panel(figure: Figure, box: tuple[float, float, float, float], shown: Shown, window: Window) -> None:
@@ -168,9 +168,8 @@ def _states(axes: Axes, shown: Shown, window: Window) -> None:
             axes.broken_barh([(at - window.stop, window.step_s)], (row - 0.38, 0.76), color=COLOURS.get(colour, FAINT))
     axes.set_yticks([])
     for row, one in enumerate(series):
-        axes.text(
-            -(window.stop - window.start), row, f" {one.name}", size=7.5, color="white", va="center", weight="bold"
-        )
+        label = axes.text(window.start - window.stop, row, f" {one.name} ", size=7.5, color="white", va="center")
+        label.set_bbox({"facecolor": INK, "alpha": 0.65, "pad": 1.5, "lw": 0})
     axes.set_ylim(len(series) - 0.5, -0.5)
     _time(axes, window)
 

@@ -9,6 +9,7 @@ from monitoring.dashboards.build import Board, Limits, Panel, Query, Row, stat, 
 from monitoring.dashboards.parts import (
     ARM,
     BURN,
+    EVERY,
     FIRST_TOKEN,
     MODEL,
     OVERVIEW,
@@ -17,7 +18,6 @@ from monitoring.dashboards.parts import (
     ROUTE_CHANGES,
     SLO,
     VERSIONS,
-    WHICH,
     burn,
     faults,
     quantile,
@@ -32,14 +32,14 @@ LEFT: Limits = ((None, "red"), (0.1, "orange"), (0.5, "green"))
 
 def good(window: str, by: str = "model") -> str:
     """Share of requests that met their objective; no series without requests."""
-    part = f"sum by ({by}) (increase(modelyard_slo_good_requests_total{{{WHICH}}}{window}))"
-    return f"{part} / (sum by ({by}) (increase(modelyard_slo_requests_total{{{WHICH}}}{window})) > 0)"
+    part = f"sum by ({by}) (increase(modelyard_slo_good_requests_total{{{EVERY}}}{window}))"
+    return f"{part} / (sum by ({by}) (increase(modelyard_slo_requests_total{{{EVERY}}}{window})) > 0)"
 
 
 def bad(window: str, by: str) -> str:
     """Requests that did not meet their objective."""
-    every = f"sum by ({by}) (increase(modelyard_slo_requests_total{{{WHICH}}}{window}))"
-    return f"{every} - sum by ({by}) (increase(modelyard_slo_good_requests_total{{{WHICH}}}{window}))"
+    every = f"sum by ({by}) (increase(modelyard_slo_requests_total{{{EVERY}}}{window}))"
+    return f"{every} - sum by ({by}) (increase(modelyard_slo_good_requests_total{{{EVERY}}}{window}))"
 
 
 BUDGET = f"1 - {burn(f'{BUDGET_DAYS}d')}"
@@ -195,7 +195,8 @@ WHOSE = Row(
         table(
             123,
             f"Budget spent in {BUDGET_DAYS} days",
-            "Requests that were not good, by version. The first line is where work pays most.",
+            "Requests that were not good, by version; without a version: refused for want of room. The first line is where "
+            "work pays most.",
             Query(f"sort_desc({bad(f'[{BUDGET_DAYS}d]', 'model, version')})", "not good", "short", 0),
             width=8,
             empty=NONE,
@@ -223,7 +224,7 @@ WHOSE = Row(
             "Requests judged",
             "Requests per second that count for the objective: those that completed, failed or were cut. Few of them: "
             "burn rates jump, wait for the longer windows.",
-            (Query(f"sum by (model) (rate(modelyard_slo_requests_total{{{WHICH}}}{RATE}))", "{{model}}"),),
+            (Query(f"sum by (model) (rate(modelyard_slo_requests_total{{{EVERY}}}{RATE}))", "{{model}}"),),
             unit="reqps",
             empty=NONE,
             see=(OVERVIEW,),
