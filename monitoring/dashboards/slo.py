@@ -195,8 +195,8 @@ WHOSE = Row(
         table(
             123,
             f"Budget spent in {BUDGET_DAYS} days",
-            "Requests that were not good, by version; without a version: refused for want of room. The first line is where "
-            "work pays most.",
+            "Requests that were not good, by version; without one: refused for want of room. The first line is "
+            "where work pays most.",
             Query(f"sort_desc({bad(f'[{BUDGET_DAYS}d]', 'model, version')})", "not good", "short", 0),
             width=8,
             empty=NONE,
