@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 def prometheus(folder: Path, program: str, target: str, features: str) -> Iterator[Prometheus]:
     folder.mkdir()
     jobs = [{"job_name": "modelyard", "static_configs": [{"targets": [target]}]}]
-    config = {"global": {"scrape_interval": "500ms"}, "scrape_configs": jobs}
+    config = {"global": {"scrape_interval": "2s"}, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
     argv = [program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
