@@ -248,7 +248,9 @@ class _Rows:
         for one in view.usage:
             self.usage[one.hour // HOUR_S * HOUR_S].append(one)
         self.places: defaultdict[int, list[Place]] = defaultdict(list)
-        for place in sorted(self.shares.keys() | self.held.keys() | self.cpu.keys()):
+        billed = {device for _, device in self.shares.keys() | self.held.keys()}
+        cpu = {place for place in self.cpu if place[1] in billed}  # on a machine with GPUs its CPU is not sold
+        for place in sorted(self.shares.keys() | self.held.keys() | cpu):
             self.places[place[0] // HOUR_S * HOUR_S].append(place)
         self.hours = sorted(self.usage.keys() | self.places.keys())
 

@@ -27,11 +27,8 @@ FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 METRIC = re.compile(r"\b(?:[a-z_]+:)?modelyard_[a-z0-9_]+(?::[a-z0-9_]+)?")
 
 AGREED = {
-    *("modelyard_slo_requests_total", "modelyard_slo_good_requests_total", "modelyard_slo_target"),
-    *("modelyard_gpu_up", "modelyard_gpu_throttled", "modelyard_gpu_xid_errors_total"),
-    *("modelyard_gpu_process_memory_bytes", "modelyard_storage_bytes", "modelyard_cost_anomaly"),
-    *("modelyard_cost_anomaly_cause", "modelyard_cost_budget_amount", "modelyard_cost_budget_forecast"),
-    "modelyard_cost_budget_spent",
+    *("modelyard_cost_anomaly", "modelyard_cost_anomaly_cause", "modelyard_cost_budget_amount"),
+    *("modelyard_cost_budget_forecast", "modelyard_cost_budget_spent"),
 }
 """Metrics that the rules read and the exposition does not have yet."""
 
