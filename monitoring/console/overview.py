@@ -12,11 +12,13 @@ from itertools import count
 from typing import Any, Final, Literal
 
 from monitoring.console.charts import Chart, Series
-from monitoring.console.words import points
+from monitoring.console.words import points, share
 
 Json = Mapping[str, Any]
 COLOURS: Final = 6
 ERROR_WINDOW_S: Final = 300
+ERRORS_BAD: Final = 0.01
+"""From this share of failed requests on somebody should look."""
 CHARTED_MAX: Final = 6
 DOWN: Final = ("backoff", "failed")
 BUSY: Final = ("starting", "draining")
@@ -69,8 +71,8 @@ class ModelCard:
     segments: tuple[str, ...]
 
 
-def alerts(status: Json) -> list[Alert]:
-    """What is wrong, the worst first: engines, versions without one, other problems, drift."""
+def alerts(status: Json, series: Json) -> list[Alert]:
+    """What is wrong, the worst first: engines, versions without one, failed requests, other problems, drift."""
     found: list[Alert] = []
     told: list[str] = []
     for engine in status["engines"]:
@@ -82,6 +84,10 @@ def alerts(status: Json) -> list[Alert]:
         found.append(Alert("bad", f"The engine {engine['id']} {what}.", last, "/engines"))
     for model in status["models"]:
         found += _unserved(model)
+    failed = error_share(series)
+    if failed is not None and failed >= ERRORS_BAD:
+        text = f"{share(failed)} of the requests of the last five minutes failed."
+        found.append(Alert("bad", text, page="/requests?outcome=not+completed"))
     problems = [one for one in status["problems"] if not one.startswith(tuple(told))] if told else status["problems"]
     found += [Alert("bad", _sentence(problem)) for problem in problems]
     for drift in status["drift"]:

@@ -52,13 +52,14 @@ def routes(shell: Shell) -> APIRouter:
             PAGE,
             "overview.html",
             status=status,
-            alerts=overview.alerts(status),
+            alerts=overview.alerts(status, series),
             cards=overview.cards(status, series),
             charts=overview.charts(status, series),
             spent=overview.spent(await bills.last_hour()),
             requests_per_second=sum(version["requests_per_second"] for version in versions),
             tokens_per_second=sum(version["tokens_per_second"] for version in versions),
             error_share=overview.error_share(series),
+            errors_bad=overview.ERRORS_BAD,
             inflight=sum(engine["inflight"] for engine in status["engines"]),
         )
 

@@ -48,6 +48,9 @@
     return said.stacked ? numbers.reverse() : numbers;
   };
 
+  /* Values that no line reaches, as nothing is known on either side: they are drawn as points. */
+  const alone = (own) => own.flatMap((value, at) => (value !== null && own[at - 1] == null && own[at + 1] == null ? [at] : []));
+
   const series = (said, index) => {
     const colour = style(`--chart-${said.colours[index]}`);
     const solid = said.shape === "bars";
@@ -58,7 +61,13 @@
       width: solid ? 0 : 2,
       dash: solid ? undefined : said.dashed[index] ? [4, 4] : DASHES[said.colours[index]] || [],
       paths: paths(said.shape),
-      points: { show: said.shape === "line" && said.data[0].length < 40, size: 5, stroke: colour, fill: colour },
+      points: {
+        show: said.shape === "line" && said.data[0].length < 40,
+        filter: said.shape === "line" ? (plot, at, shown) => (shown ? null : alone(plot.data[at])) : undefined,
+        size: 5,
+        stroke: colour,
+        fill: colour,
+      },
     };
   };
 

@@ -28,7 +28,7 @@ def sign_in(admin_url: str, token: str, name: str = "Ada") -> dict[str, str]:
     return dict(answer.cookies)
 
 
-def settle(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+def settle(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """The first true value."""
     limit = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -53,7 +53,7 @@ class Visit:
             ]
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(30_000)
         self.errors: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type != "log" else None)
@@ -101,11 +101,11 @@ class Visit:
         ]
         assert said == []
 
-    def shot(self, name: str) -> None:
-        """A picture of the whole page, where pictures are wanted."""
+    def shot(self, name: str, *, whole: bool = True) -> None:
+        """A picture of the page, or of what is in view, where pictures are wanted."""
         if SHOTS:
             Path(SHOTS).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
+            self.page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=whole)
 
     def _failed(self, request: Any) -> None:
         if request.failure and "ERR_ABORTED" not in request.failure:  # a page that is left breaks off what it asked for

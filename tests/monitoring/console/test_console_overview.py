@@ -60,7 +60,8 @@ SERIES = {
 
 
 def test_all_is_well_only_where_it_is() -> None:
-    assert alerts(status(version("v1", weight=10000))) == []
+    quiet = {"step_s": 10, "at": [], "versions": {}}
+    assert alerts(status(version("v1", weight=10000)), quiet) == []
 
 
 def test_what_is_wrong_is_said_once_and_in_words() -> None:
@@ -73,15 +74,17 @@ def test_what_is_wrong_is_said_once_and_in_words() -> None:
             engines=[engine],
             problems=["m@v2/0 failed: it ended with status 2", "disk: 1% is free"],
             drift=[{"model": "m", "version": "v1", "verdict": "act", "features": ["input_tokens"]}],
-        )
+        ),
+        SERIES,
     )
     assert [one.text for one in found] == [
         "The engine m@v2/0 has failed and is not started again.",
         "m@v2 has 10% of the traffic, and no engine that is ready. The fallback is v1.",
+        "6.6% of the requests of the last five minutes failed.",
         "Disk: 1% is free.",
         "The traffic of m@v1 has drifted from its reference: input_tokens.",
     ]
-    assert [one.kind for one in found] == ["bad", "bad", "bad", "wait"]
+    assert [one.kind for one in found] == ["bad", "bad", "bad", "bad", "wait"]
     assert found[0].detail == "it ended with status 2"
 
 
