@@ -195,11 +195,13 @@ def test_the_report_of_a_week_is_written_in_three_forms(yard: Stack, tmp_path: P
     yard.cli("cost", "report", "--out", str(page))
     assert "<!DOCTYPE html>" in page.read_text()
     assert "http" not in page.read_text().replace("http-equiv", "")
-    figures = yard.json("cost", "report")
+    figures = ask(yard, "/report", format="json")
     assert figures["total"]["nano"] == sum(row["busy_nano"] + row["idle_nano"] for row in figures["hours"])
     assert figures["week"]["name"] in text
-    assert "is no week" in yard.cli("cost", "report", "--week", "2026-W99", check=2).stderr
-    assert "has not begun" in yard.cli("cost", "report", "--week", "2199-W01", check=2).stderr
+    for week, said in (("2026-W99", "is no week"), ("2199-W01", "has not begun"), ("9999-W52", "is no week")):
+        answer = httpx.get(f"{yard.admin_url}/admin/v1/cost/report?week={week}", trust_env=False, timeout=120)
+        assert answer.status_code == 400
+        assert said in answer.json()["error"]["message"]
     assert "--format is 'pdf'" in yard.cli("cost", "report", "--format", "pdf", check=2).stderr
 
 
