@@ -5,6 +5,7 @@ Owns: this page. Never: judging drift (`monitoring.live_drift`), checking or pin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -30,6 +31,7 @@ KINDS: Final = (
     ("concept", "Quality", "What users say of the answers."),
 )
 MEANING: Final = {name: one.meaning for name, one in (*FEATURES.items(), *EMBEDDINGS.items())}
+LONG: Final = re.compile(r"\d+\.\d{3,}")
 SCALE: Final = 4.0
 """The bars reach as far as so many times the effect on which to act; what is larger fills them."""
 
@@ -78,6 +80,7 @@ def routes(shell: Shell) -> APIRouter:
             episodes=msgspec.convert(view["episodes"], list[Episode]),
             meaning=MEANING,
             scale=SCALE * policy.act,
+            shorter=shorter,
         )
 
     return router
@@ -104,6 +107,11 @@ def parts(drift: Drift) -> list[Part]:
         Part(title, meaning, drift.kinds.get(kind, "inconclusive"), [one for one in drift.features if one.kind == kind])
         for kind, title, meaning in KINDS
     ]
+
+
+def shorter(name: str) -> str:
+    """A bin's name with numbers that are read at a glance: 0.0491674 to 0.0579923 -> 0.0492 to 0.058."""
+    return LONG.sub(lambda found: f"{float(found[0]):.3g}", name)
 
 
 def effects(model: str, history: Sequence[Glance], colours: Mapping[str, int], policy: DriftPolicy) -> Chart | None:

@@ -6,6 +6,7 @@ Owns: the list and one request's page. Never: which requests are kept (`monitori
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
@@ -102,6 +103,7 @@ def routes(shell: Shell) -> APIRouter:
             limit=PER_PAGE,
         )
         found = await shell.source.requests(wanted)
+        status = await shell.source.status()
         page = PAGE if not before else replace(PAGE, live=False)  # what is past does not change
         return shell.render(
             request,
@@ -110,7 +112,8 @@ def routes(shell: Shell) -> APIRouter:
             wanted=wanted,
             found=found,
             lines=[Line.of(one) for one in found.records],
-            models=choices(await shell.source.status(), found),
+            models=choices(status, found),
+            hello=hello(status, model),
             outcomes=OUTCOMES,
             longest=max((one.duration_s for one in found.records), default=0.0),
             older=older(wanted, found),
@@ -130,6 +133,13 @@ def routes(shell: Shell) -> APIRouter:
         )
 
     return router
+
+
+def hello(status: Mapping[str, Any], model: str) -> str:
+    """A command that sends a model its first request."""
+    name = model or next((one["model"] for one in status["models"]), "MODEL")
+    body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+    return f"curl {status['url']}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
 
 
 def choices(status: dict[str, Any], found: RequestPage) -> dict[str, list[str]]:

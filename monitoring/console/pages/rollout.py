@@ -14,6 +14,7 @@ from fastapi.responses import RedirectResponse, Response
 
 from monitoring.arms import Arm, arms
 from monitoring.console.charts import Chart, weights_over_time
+from monitoring.console.pages.requests import hello
 from monitoring.console.shell import PREFIX, Page, Shell
 from monitoring.sample_ratio import Split
 from registry.errors import NotFoundError
@@ -60,18 +61,20 @@ def routes(shell: Shell) -> APIRouter:
     async def first(request: Request) -> Response:
         models = [one["model"] for one in (await shell.source.status())["models"]]
         if not models:
-            return shell.render(request, PAGE, "rollout.html", models=[], model="", seen=None)
+            return shell.render(request, PAGE, "rollout.html", models=[], model="", seen=None, hello="")
         return RedirectResponse(f"{PREFIX}{PAGE.path}/{models[0]}", status_code=307)
 
     @router.get(PAGE.path + "/{model}")
     async def rollout(request: Request, model: str) -> Response:
-        models = [one["model"] for one in (await shell.source.status())["models"]]
+        status = await shell.source.status()
+        models = [one["model"] for one in status["models"]]
         if model not in models:
             raise NotFoundError(
                 f"no model {model} is served here", remedy=f"there are {', '.join(models) or 'none yet'}"
             )
         seen = await look(shell, model)
-        return shell.render(request, PAGE, "rollout.html", models=models, model=model, seen=seen)
+        hint = hello(status, model)
+        return shell.render(request, PAGE, "rollout.html", models=models, model=model, seen=seen, hello=hint)
 
     return router
 

@@ -32,4 +32,4 @@ def yard_with_a_past(folder: Path, *, requests: int = 400, model: Path | None = 
         urls = [engine.url for engine in engines]
         made = until.enter_context(stack(folder, scene.config(*urls, model)))
         scene.fill(StateDir(made.state), time.time(), *urls, requests=requests)
-        yield made.up()
+        yield made.up(timeout_s=120)

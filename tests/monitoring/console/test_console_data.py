@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from console_browser import WIDTHS, Visit, settle, sign_in
+from engines.fixtures import FakeEngine
 from past import yard_with_a_past
-from stack import Stack
+from stack import Stack, external, stack
 
 pytestmark = pytest.mark.system
 
@@ -181,3 +183,29 @@ def test_cost_is_what_the_statement_says(see: See, past: Stack) -> None:
         page.get_by_role("button", name="Show").click()
         page.wait_for_url("**window=all**method=tokens**")
         assert "by tokens" in page.locator("main").inner_text()
+
+
+def test_a_fresh_yard_says_what_to_do_on_every_page(engines: dict[str, FakeEngine], tmp_path: Path) -> None:
+    urls = {label: engines[label].url for label in ("v1", "v2")}
+    with stack(tmp_path, external(urls, {"v1": 10_000})) as made:
+        made.up(timeout_s=120)
+        token = (made.state / "admin.token").read_text().strip()
+        own = sign_in(made.admin_url, token)
+        with httpx.Client(base_url=f"{made.admin_url}/console", cookies=own, trust_env=False, timeout=20) as client:
+            model = made.admin("/models")[0]["model"]
+            for path, wanted, remedy in (
+                ("/requests", "No request came in yet.", f"curl {made.url}/v1/chat/completions"),
+                (f"/rollout/{model}", "No request came since then.", f"curl {made.url}/v1/chat/completions"),
+                ("/compare", "No gate compared these two.", "modelyard eval gate release.yaml"),
+                ("/drift", "is sampled, so nothing can be compared.", "samples: {rate: 0.1"),
+                ("/cost", "No budget is set.", "budgets: "),
+            ):
+                answer = client.get(path)
+                assert answer.status_code == 200, answer.text
+                assert wanted in answer.text
+                assert remedy in answer.text
+            for path in ("/requests/nothing", "/rollout/nothing", "/compare?model=nothing", "/drift?model=nothing"):
+                answer = client.get(path)
+                assert answer.status_code == 404
+                assert "nothing" in answer.text
+            assert client.get("/requests?order=sideways").status_code == 422

@@ -15,6 +15,7 @@ from monitoring.console.app import modules
 from monitoring.console.charts import Chart, Series, figure, shares_within, weights_over_time
 from monitoring.console.manifests import differences
 from monitoring.console.pages.compare import choose, suites_of
+from monitoring.console.pages.drift import shorter
 from monitoring.console.pages.rollout import colours_of, divided, history
 from monitoring.console.shell import plot
 from monitoring.sample_ratio import Split
@@ -217,3 +218,8 @@ def test_every_page_is_in_the_document_with_pictures_at_three_widths_that_are_sm
         assert picture.read_bytes().startswith(b"\x89PNG")
     kept = {path.name for path in (ROOT / "docs" / "images").glob("console-*.png")}
     assert kept == {f"{name}-{width}.png" for name, width in shown}
+
+
+def test_long_numbers_in_the_names_of_bins_are_shortened() -> None:
+    assert shorter("0.0491674 to 0.0579923") == "0.0492 to 0.058"
+    assert shorter("866 to 1157, input_turns 1.5") == "866 to 1157, input_turns 1.5"
