@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from figures import allocated, metrics, sample
 from stack import QUICKSTART, Stack, until
 from steady_load import Load
 
@@ -213,6 +214,16 @@ def test_cost_sums_to_its_total(quickstart: Stack) -> None:
     assert cost["bills"], cost
     for bill in cost["bills"]:
         assert round(sum(line["nano"] for line in bill["lines"])) == bill["total_nano"]
+
+
+def test_an_allocated_bill_is_the_time_held_times_the_price_of_the_cores(quickstart: Stack) -> None:
+    began, before = allocated(quickstart)
+    time.sleep(5)
+    ended, after = allocated(quickstart)
+    assert ended - began > 4
+    cores = sample(metrics(quickstart), "modelyard_cpu_cores", device="cpu")
+    assert after["cpu"] - before["cpu"] == pytest.approx((ended - began) / 3600 * cores * 0.12, rel=0.001)
+    assert sample(metrics(quickstart), "modelyard_cost_residual_seconds") == 0
 
 
 def test_status_shows_what_serves(quickstart: Stack) -> None:
