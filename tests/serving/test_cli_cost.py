@@ -153,10 +153,10 @@ def test_dearer_requests_are_named_with_their_cause(yard: Stack) -> None:
 
 def test_metrics_say_the_same(yard: Stack) -> None:
     def exposed() -> str:
-        text = httpx.get(f"{yard.admin_url}/metrics", trust_env=False).text
+        text = httpx.get(f"{yard.admin_url}/metrics", trust_env=False, timeout=60).text
         return text if "modelyard_cost_forecast_month{" in text else ""
 
-    text = until(exposed, 20, "the outlook's metrics")
+    text = until(exposed, 120, "the outlook's metrics")
     assert 'modelyard_cost_anomaly{model="assistant",version="v1"} 1.0' in text
     assert 'modelyard_cost_anomaly_cause{cause="more_idle",model="assistant",version="v1"} 1.0' in text
     assert 'modelyard_cost_budget_amount{budget="team",currency="USD"} 0.01' in text
