@@ -314,4 +314,4 @@ def stat(number: int, title: str, description: str, query: Query, **more: Any) -
 
 def table(number: int, title: str, description: str, *columns: Query, **more: Any) -> Panel:
     """One row per set of labels, one column per query."""
-    return Panel(number, title, description, columns, **{"kind": "table", "width": 24, "height": 7, **more})
+    return Panel(number, title, description, columns, **{"kind": "table", "width": 24, "height": 8, **more})

@@ -65,6 +65,11 @@ def share(part: str, whole: str) -> str:
     return f"{part} / clamp_min({whole}, 1e-9)"
 
 
+def ratio(part: str, whole: str) -> str:
+    """part / whole; no value where there is nothing to divide."""
+    return f"{part} / ({whole} > 0)"
+
+
 def quantile(q: float, metric: str, which: str = WHICH, by: str = "model, version") -> str:
     """A quantile of a histogram, from its buckets."""
     return f"histogram_quantile({q}, sum by (le, {by}) (rate({metric}_bucket{{{which}}}{RATE})))"
@@ -78,8 +83,8 @@ def quantiles(
 
 
 def mean(metric: str, which: str = WHICH, by: str = BY) -> str:
-    """A histogram's exact mean."""
-    return share(rate(f"{metric}_sum", which, by), rate(f"{metric}_count", which, by))
+    """A histogram's exact mean; nothing where nothing was counted."""
+    return ratio(rate(f"{metric}_sum", which, by), rate(f"{metric}_count", which, by))
 
 
 def faults(which: str = WHICH, by: str = BY) -> str:

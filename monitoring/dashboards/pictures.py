@@ -51,7 +51,7 @@ def draw(dashboard: Mapping[str, Any], shown: Sequence[Shown], window: Window, p
 def _save(canvas: Any, path: Path) -> None:
     image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _panel(figure: Figure, box: tuple[float, float, float, float], shown: Shown, window: Window) -> None:

@@ -24,7 +24,7 @@ from monitoring.dashboards.parts import (
     quantile,
     quantiles,
     rate,
-    share,
+    ratio,
 )
 
 TTFT = "modelyard_time_to_first_token_seconds"
@@ -120,7 +120,7 @@ LATENCY = Row(
             "speed. One arm lower at the same load: a slower version.",
             (
                 Query(
-                    share(
+                    ratio(
                         rate("modelyard_phase_tokens_total", f'{WHICH},phase="decode"'),
                         rate("modelyard_phase_seconds_total", f'{WHICH},phase="decode"'),
                     ),
@@ -150,7 +150,7 @@ TOKENS = Row(
             "(`modelyard samples`) before calling it slow.",
             (
                 Query(
-                    share(
+                    ratio(
                         rate("modelyard_completion_tokens_total"),
                         rate("modelyard_requests_total", f'{WHICH},outcome!="rejected"'),
                     ),

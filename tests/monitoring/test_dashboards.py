@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -201,3 +202,18 @@ def test_the_types_of_the_sdk_take_what_is_committed() -> None:
         for marked, mark in zip(again["annotations"]["list"], committed["annotations"]["list"], strict=True):
             marked["titleFormat"] = mark["titleFormat"]  # Prometheus' own, unknown to the SDK
         assert again == committed, path.name
+
+
+def test_reading_dashboards_needs_no_sdk() -> None:
+    code = "import sys; import monitoring.dashboards.show; sys.exit(any('grafana' in name for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_figures_names_every_panel() -> None:
+    page = (ROOT / "docs" / "dashboards.md").read_text()
+    sections = dict(zip(BOARDS, re.split(r"\n## ", page)[-len(BOARDS) :], strict=True))
+    for name, board in BOARDS.items():
+        shown = re.findall(r"^\| (.+?) \| ", sections[name], re.MULTILINE)
+        titles = [panel["title"] for panel in panels(board)]
+        assert [each for each in shown if each != "panel"] == titles, f"{name}: run benchmarks/dashboards.py anew"
