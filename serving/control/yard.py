@@ -307,10 +307,10 @@ class Yard:
         await self._look()
         await self.parts.publisher.publish()
         await self.parts.accounts.reprice(prices_of(self.parts.config))
+        self.parts.sampler.start()  # before anybody can ask: what a device costs depends on its cores
         await self.parts.accounts.refill()
         await self.parts.accounts.step()  # the first scrape finds every count: a counter never seems to begin again
         await self._admin.start()
-        self.parts.sampler.start()
         self.spawn(self._pulse())
         self.spawn(self._take_samples())
         self.spawn(self._scraper.run())
