@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePosixPath
+import shutil
+import subprocess
+import time
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import httpx
+import pytest
 import yaml
-from components import ROOT
+from components import ROOT, missing
+from prometheus_fixture import free_port
 
 GRAFANA = ROOT / "configs" / "grafana"
 COMPOSE = yaml.safe_load((ROOT / "compose.monitoring.yaml").read_text())
@@ -94,3 +100,42 @@ def test_prometheus_keeps_as_many_days_as_the_objectives_look_back() -> None:
     days = int(options_of("prometheus")["storage.tsdb.retention.time"].removesuffix("d"))
     windows = re.findall(r"\[(\d+)d\]", (GRAFANA / "dashboards" / "slo.json").read_text())
     assert days > max(map(int, windows))
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize(
+    ("service", "name"), [("prometheus", "prometheus"), ("alertmanager", "prometheus-alertmanager")]
+)
+def test_the_programs_start_with_the_options_and_files_of_compose(service: str, name: str, tmp_path: Path) -> None:
+    """Everything but the images: container paths stand for what is mounted there, the port is another one."""
+    program = shutil.which(name)
+    if program is None:
+        missing(name, f"apt-get install {name}")
+    mounts, url = mounts_of(service), f"127.0.0.1:{free_port()}"
+    command = [str(program)]
+    for option, value in options_of(service).items():
+        source, _ = mounts.get(value, (value, ""))
+        given = str(ROOT / source) if source.startswith(".") else str(tmp_path / source) if value in mounts else value
+        command.append(f"--{option}={url if option == 'web.listen-address' else given}")
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not _ready(url):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        if service == "prometheus":
+            groups = httpx.get(f"http://{url}/api/v1/rules", trust_env=False).json()["data"]["groups"]
+            rules = list((ROOT / "configs/prometheus/rules").glob("*.yml"))
+            assert {Path(group["file"]).name for group in groups} == {path.name for path in rules}
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}/-/ready", timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
