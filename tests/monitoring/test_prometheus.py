@@ -69,7 +69,7 @@ def test_every_alert_is_valid_and_reads_series_that_exist(prometheus: Prometheus
         prometheus.query(alert.expr)
         reads = [selector for selector in selectors(alert.expr) if selector != "modelyard"]
         questions = [Question(alert.where, selector) for selector in reads]
-        exposed = [one for one in questions if not one.needs and "_anomaly" not in one.expr]
+        exposed = [one for one in questions if not one.needs]
         assert without_data(prometheus, exposed) == []
         assert reads or "up{" in alert.expr
     firing = {series["metric"]["alertname"] for series in prometheus.query('ALERTS{alertstate="firing"}')}
