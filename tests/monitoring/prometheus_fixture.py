@@ -168,6 +168,15 @@ def rule_expressions() -> tuple[list[Question], list[Question]]:
     return recording, alerts
 
 
+def runbook_queries() -> list[Question]:
+    """Every query that a runbook tells to ask, one a line of its `promql` blocks."""
+    found = []
+    for page in sorted((ROOT / "docs" / "runbooks").glob("*.md")):
+        for block in re.findall(r"^```promql\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+            found += [Question(page.stem, line) for line in block.splitlines() if line]
+    return found
+
+
 def selectors(expr: str) -> list[str]:
     """The series that an expression reads: each must exist for an alert ever to fire."""
     return SELECTOR.findall(expr)

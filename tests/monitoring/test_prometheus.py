@@ -14,6 +14,7 @@ from prometheus_fixture import (
     Question,
     rule_expressions,
     run_prometheus,
+    runbook_queries,
     selectors,
     without_data,
 )
@@ -74,6 +75,13 @@ def test_every_alert_is_valid_and_reads_series_that_exist(prometheus: Prometheus
         assert reads or "up{" in alert.expr
     firing = {series["metric"]["alertname"] for series in prometheus.query('ALERTS{alertstate="firing"}')}
     assert firing == set()
+
+
+def test_every_query_of_a_runbook_is_valid(prometheus: Prometheus) -> None:
+    questions = runbook_queries()
+    assert len(questions) > 60
+    for question in questions:
+        prometheus.query(question.expr)
 
 
 def test_an_error_share_is_what_was_counted(prometheus: Prometheus) -> None:
