@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -52,7 +53,7 @@ def _widen_cost_seconds() -> None:
     op.create_primary_key("pk_cost_seconds", "cost_seconds", columns)
 
 
-def _cost_columns() -> list[sa.Column]:
+def _cost_columns() -> list[sa.Column[Any]]:
     return [
         sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("device", sa.String(128), primary_key=True),
@@ -125,7 +126,8 @@ def _carry_usage_over() -> None:
     counters = sa.table("counters", sa.column("name"), sa.column("labels"), sa.column("value"))
     found: defaultdict[tuple[str, str], defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for name, labels, value in bind.execute(sa.select(counters)):
-        model, version, *rest = [*json.loads(labels), "", ""]
+        values: list[str] = [*json.loads(labels), "", ""]
+        model, version, rest = values[0], values[1], values[2:]
         if not (model and version):
             continue
         own, copies = (f"{model}@{version}", "completed"), (f"{model}@{version}", "shadow")
