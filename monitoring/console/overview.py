@@ -70,6 +70,11 @@ class ModelCard:
     fallback: tuple[str, ...]
     segments: tuple[str, ...]
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether there is a second version that could have traffic."""
+        return len(self.shares) > 1 or sum(row.state != "registered" for row in self.rows) > 1
+
 
 def alerts(status: Json, series: Json) -> list[Alert]:
     """What is wrong, the worst first: engines, versions without one, failed requests, other problems, drift."""
