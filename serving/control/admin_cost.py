@@ -33,6 +33,9 @@ METHOD_NAMES = "|".join(dict.fromkeys(name for names in METHODS.values() for nam
 Basis = Annotated[str, Query(pattern=f"^({BASIS_NAMES}|)$", description="Only bills on this basis.")]
 Method = Annotated[str, Query(pattern=f"^({METHOD_NAMES}|)$", description="Only bills divided by this method.")]
 MEDIA = {"md": "text/markdown; charset=utf-8", "html": "text/html; charset=utf-8", "json": "application/json"}
+HOSTED_MAX = 20
+NAME_MAX = 200
+"""Names that are near one that is not there are searched among thousands."""
 REPORTS: dict[int | str, dict[str, Any]] = {200: {"content": {kind.partition(";")[0]: {} for kind in MEDIA.values()}}}
 FORMS: dict[str, Callable[[Report], str]] = {
     "md": markdown,
@@ -68,6 +71,9 @@ def cost_routes(control: Control) -> APIRouter:
         for part in ("bills", "unit_costs"):
             value[part] = [one for one in value[part] if basis in ("", one["basis"]) and method in ("", one["method"])]
         names = [name for name in map(str.strip, hosted.split(",")) if name]
+        if len(names) > HOSTED_MAX or any(len(name) > NAME_MAX for name in names):
+            message = f"hosted names more than {HOSTED_MAX} models, or one in more than {NAME_MAX} characters"
+            raise ApiError(400, message, code="invalid_value", param="hosted")
         versions = statement if "version" in wanted else None
         compared = await control.costs.hosted(versions or await control.cost(start, stop, ("version",)), names)
         return value | {"hosted": None if compared is None else hosted_json(compared)}
