@@ -197,7 +197,19 @@ class Traffic:
     async def _run(self) -> None:
         clients = [("assistant", 0.0)] * 2 + [("remote", 0.0)] * 3 + [("slow", n * 1.0) for n in range(9)]
         async with httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False) as client:
-            await asyncio.gather(*(self._client(client, n, *one) for n, one in enumerate(clients)))
+            await asyncio.gather(
+                self._leaver(client), *(self._client(client, n, *one) for n, one in enumerate(clients))
+            )
+
+    async def _leaver(self, client: httpx.AsyncClient) -> None:
+        """Goes away after the first token, so that there is work without an answer."""
+        body = {"model": "assistant@v2", "messages": [{"role": "user", "content": "Count."}], "stream": True}
+        while not self._stop.is_set():
+            with contextlib.suppress(httpx.HTTPError):
+                async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                    async for _ in answer.aiter_lines():
+                        break
+            await asyncio.sleep(1)
 
     async def _client(self, client: httpx.AsyncClient, number: int, model: str, start_s: float) -> None:
         await asyncio.sleep(start_s)
