@@ -232,7 +232,7 @@ def test_requests_and_tokens_are_the_same_wherever_they_are_counted(played: Play
 
 
 def value(played: Played, expr: str) -> float:
-    (series,) = played.prometheus.query(expr)
+    (series,) = played.prometheus.until(expr)  # a scrape that came too late leaves a gap
     return float(series["value"][1])
 
 
