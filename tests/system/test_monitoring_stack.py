@@ -30,11 +30,11 @@ from prometheus_fixture import (
 )
 from stack import Stack, until
 
-pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.prometheus, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.prometheus, pytest.mark.timeout(900)]
 
 DIVISOR = 60.0
 """`for: 5m` becomes 5 s, `[1h]` a minute."""
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 """How long a step may take on a busy machine; it takes a few seconds on an idle one."""
 FAULTS = {
     ("pager", "ModelyardErrorRateHigh", "v1"),
