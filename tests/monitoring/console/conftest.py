@@ -99,9 +99,10 @@ def seen(made: Stack) -> int:
     return sum(version["requests"] for model in models for version in model["versions"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(program: Callable[[str], str]) -> Iterator[Any]:
-    """Chromium, headless."""
+    """Chromium, headless. Not for longer than a module: Playwright keeps an event loop running in this thread, and
+    another test's `asyncio.run` would refuse to start beside it."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -122,7 +123,7 @@ def cookie(yard: Stack) -> dict[str, str]:
 Visitor = Callable[..., Visit]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def visit(browser: Any, yard: Stack, cookie: dict[str, str]) -> Visitor:
     """`with visit("/console/engines", width=360, scheme="dark", signed_in=False) as one: one.page…`"""
 
@@ -135,7 +136,7 @@ def visit(browser: Any, yard: Stack, cookie: dict[str, str]) -> Visitor:
     return open_page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def looks_right(visit: Visitor) -> Callable[[str, str], None]:
     """Opens a page at three widths in light and dark: it fits, axe finds nothing, and there is a picture of it."""
 
