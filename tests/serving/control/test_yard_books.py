@@ -48,6 +48,7 @@ def test_usage_is_known_by_hour_good_requests_are_counted_and_a_changed_price_is
         assert good['modelyard_slo_good_requests_total{model="m",version="v1"}'] == 2
         assert good['modelyard_slo_good_requests_total{model="m",version="v2"}'] == 0
         assert list(scraped(yard, "modelyard_slo_target").values()) == [0.9]
+    time.sleep(max(0.0, cut + 0.1 - time.time()))  # from then on the changed price is in force
     with RunningYard(tmp_path, changed) as yard:
         found = yard.get("cost", since=str(since))
         assert [one["prices"]["cpu_hour"] for one in found["prices"]] == [0.12, 0.24]
