@@ -75,6 +75,10 @@ class Request:
         """Whose it is; None where no key is needed."""
 
 
+SPENT: Final = httptools.HttpRequestParser(object())
+"""In the place of a parser that is not needed any more."""
+
+
 class Client(asyncio.Protocol):
     """One client connection. Requests on it are answered one after another, in order."""
 
@@ -156,6 +160,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
+        self._parser = SPENT  # ours knows us: no cycle may be left to the garbage collector
         self._router.release(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:

@@ -130,6 +130,10 @@ class Backend:
             self._idle.popleft().close()
 
 
+SPENT: Final = httptools.HttpResponseParser(object())
+"""In the place of a parser that is not needed any more."""
+
+
 class Connection(asyncio.Protocol):
     """One socket to one replica."""
 
@@ -156,7 +160,6 @@ class Connection(asyncio.Protocol):
         self._backend = backend
         self._now = now
         self._receiver: Receiver | None = None
-        self._parser = httptools.HttpResponseParser(self)
         self._paused = False
         self._complete = False
         self._idle_s = IDLE_S
@@ -206,6 +209,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpResponseParser(self)  # here, not before: one that is refused has no end either
         self._backend.open += 1
 
     def data_received(self, data: bytes) -> None:
@@ -241,6 +245,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._parser = SPENT  # ours knows us: no cycle may be left to the garbage collector
         self._backend.forget(self)
         receiver, self._receiver = self._receiver, None
         if receiver is not None:

@@ -63,7 +63,8 @@ def test_another_chat_template_is_worse_with_far_fewer_samples_than_the_suite_ha
     for side in ("baseline", "candidate"):
         costs = {one["basis"]: one for one in found[side]["spent"] if one["method"].startswith("in-flight")}
         assert {"allocated", "busy"} <= costs.keys()
-        assert costs["allocated"]["total"] >= costs["busy"]["total"] > 0
+        # A version's line is rounded to a billionth, on each basis apart and in either reading of the books.
+        assert costs["allocated"]["total"] >= costs["busy"]["total"] - 1e-8 > 0
         assert costs["busy"]["answered"] == SAMPLES
 
 

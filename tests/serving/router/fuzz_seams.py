@@ -42,7 +42,7 @@ class Recorder(asyncio.Transport):
     def __init__(self, loop: asyncio.AbstractEventLoop, protocol: asyncio.Protocol) -> None:
         super().__init__({"socket": QUIET[0]})
         self._loop = loop
-        self._protocol = protocol
+        self._protocol: asyncio.Protocol | None = protocol
         self.reading = True
         self.closed = False
         self.eof = False
@@ -76,9 +76,10 @@ class Recorder(asyncio.Transport):
         return self.closed
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._protocol is not None:
             self.closed = True
             self._loop.call_soon(self._protocol.connection_lost, None)
+            self._protocol = None
 
     def abort(self) -> None:
         self.close()
