@@ -116,9 +116,9 @@ def play(story: Played, engines: Engines, gpus: Gpus, alertmanager: str) -> None
         prometheus.until("count_over_time(modelyard_requests_total[30s]) > 12")
         began = story.bills[0][0]
         story.bills.append(until(lambda: (one := allocated(stack))[0] > began + 5 and one, PATIENCE_S, "a later bill"))
-        story.healthy = {
-            one["metric"]["alertname"] for one in prometheus.query('ALERTS{alertstate="firing",model!="slow"}')
-        }
+        # Drift is left out: it is checked every few seconds here, on some twenty samples, and may be wrong by chance.
+        firing = prometheus.query('ALERTS{alertstate="firing",model!="slow",alertname!="ModelyardDrift"}')
+        story.healthy = {one["metric"]["alertname"] for one in firing}
 
         engines.steady.behave(status=500)
         end(engines.other)
