@@ -116,11 +116,6 @@ class ProcessTable:
         self._walked_at = at
 
 
-def read_process(pid: int) -> ProcessReading | None:
-    """CPU seconds and resident memory of a process and its descendants; None where there is no such process."""
-    return ProcessTable().read([pid], 0.0).get(pid)
-
-
 def _parents(root: Path) -> dict[int, int]:
     """pid -> parent of every process: by the system's own files, as psutil takes several times as long."""
     found: dict[int, int] = {}

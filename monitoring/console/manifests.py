@@ -29,7 +29,6 @@ NAMES: Final = {
 """In the order in which they are shown."""
 CONTEXT_LINES: Final = 2
 DIFF_LINES_MAX: Final = 400
-DIGEST_SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True)

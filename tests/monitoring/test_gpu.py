@@ -13,7 +13,7 @@ import psutil
 import pytest
 from nvml_library import build_nvml, run_with_nvml
 
-from monitoring.cpu import CpuReader, cores_held, read_process
+from monitoring.cpu import CpuReader, ProcessTable, cores_held
 from monitoring.gpu import NvmlReader, open_reader
 
 READ = """
@@ -261,7 +261,7 @@ def test_the_cpu_counts_a_process_with_its_children() -> None:
         before = reading.cpu_s or 0
         children[0].kill()
         parent.wait()
-        assert read_process(parent.pid) is None
+        assert ProcessTable().read([parent.pid], 0.0).get(parent.pid) is None
         assert before > 0
         again = reader.read(2.0)[0]
         assert again.utilisation is None or 0 <= again.utilisation <= 1
