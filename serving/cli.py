@@ -19,7 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("serving.commands.up:app", "Start engines, router and admin API, in the foreground."),
     "down": ("serving.commands.down:app", "Stop a yard, and whatever a dead one left running."),
     "status": ("serving.commands.status:app", "Engines, route, speed and cost per version, live with --watch."),
-    "restart": ("serving.commands.restart:app", "Replace the router's workers one by one; no request fails."),
+    "restart": ("serving.commands.restart:app", "Replace the router's workers one by one, or restart an engine."),
     "apply": ("serving.commands.apply:app", "Show what a changed configuration would do, then do it."),
     "versions": ("serving.commands.versions:app", "Register, list, show and retire versions."),
     "alias": ("serving.commands.alias:app", "Names such as `champion` that point to a version."),

@@ -42,6 +42,7 @@ from serving.control.apply import RefusedError
 from serving.control.changes import Changes
 from serving.control.console_access import ConsoleAccess, is_console, to_sign_in
 from serving.control.costs import Costs
+from serving.control.desk import EngineRestart
 from serving.control.plan import Plan
 from serving.control.samples import Samples
 from serving.errors import ApiError, envelope
@@ -128,6 +129,8 @@ class Control(Protocol):
     def version_state(self, model: str, label: str) -> str: ...
 
     def engine_log(self, replica: str, lines: int) -> tuple[str, Sequence[str]]: ...
+
+    async def renew_engine(self, name: str, *, actor: str) -> EngineRestart: ...
 
 
 def create_app(control: Control, *, host: str, access: Access, door: ConsoleAccess) -> FastAPI:

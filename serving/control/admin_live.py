@@ -1,4 +1,4 @@
-"""The admin API's calls about what runs: status, engine logs, applying a configuration.
+"""The admin API's calls about what runs: status, engine logs, restarts, applying a configuration.
 
 Owns: these paths. Never: deciding (yard).
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
 
 from serving.config import parse
 from serving.control.admin_api import Control, actor_of
-from serving.control.admin_models import ApplyConfig, LogTail, PlanView, Readiness, Restart, Status
+from serving.control.admin_models import ApplyConfig, LogTail, PlanView, Readiness, Restart, Shape, Status
 from serving.errors import ApiError
 
 Actor = Annotated[str, Depends(actor_of)]
@@ -23,6 +24,17 @@ _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 SINCE_MAX = 1e11
 """The year 5138: later moments are no integers that a database keeps."""
 _UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class EngineRestartView(Shape):
+    """An engine that is starting anew."""
+
+    replica: str
+    state: Literal["starting"] = "starting"
+    drained_s: float
+    """Until it had answered what it had, or `server.drain_s` was over."""
+    unfinished: int
+    """Requests that it still had then; its process was told to end all the same."""
 
 
 def live_routes(control: Control) -> APIRouter:
@@ -40,6 +52,18 @@ def live_routes(control: Control) -> APIRouter:
     @router.get("/engines/{replica}/log", tags=["engines"], summary="The same, with `/` written as %2F or left out")
     async def replica_log(replica: str, lines: Annotated[int, Query(ge=1, le=10_000)] = 50) -> LogTail:
         return await _log_tail(control, replica if "/" in replica else f"{replica}/0", lines)
+
+    @router.post("/engines/{model_ref}/{index}/restart", tags=["engines"], summary="Restart one engine")
+    async def restart_engine(model_ref: str, index: int, actor: Actor) -> EngineRestartView:
+        """It finishes what it has, at most for `server.drain_s`, and is started anew. Answers when it is starting: the
+        status says when it is ready."""
+        return await _restarted(control, f"{model_ref}/{index}", actor)
+
+    @router.post(
+        "/engines/{replica}/restart", tags=["engines"], summary="The same; without a number, of a version's only engine"
+    )
+    async def restart_replica(replica: str, actor: Actor) -> EngineRestartView:
+        return await _restarted(control, replica, actor)
 
     @router.get("/health", tags=["monitoring"], summary="What the yard depends on, and how each of it stands")
     async def readiness() -> Readiness:
@@ -72,6 +96,10 @@ def _folder(path: str) -> Path:
 async def _log_tail(control: Control, replica: str, lines: int) -> LogTail:
     path, found = await asyncio.to_thread(control.engine_log, replica, lines)
     return LogTail(replica=replica, path=path, lines=list(found))
+
+
+async def _restarted(control: Control, name: str, actor: str) -> EngineRestartView:
+    return EngineRestartView(**asdict(await control.renew_engine(name, actor=actor)))
 
 
 def parse_since(text: str | None, now: float) -> float | None:

@@ -49,6 +49,7 @@ from serving.control.status import (
 )
 from serving.control.ui import Options
 from serving.control.workers import Progress, Workers
+from serving.engines.replica import ReplicaStatus
 from serving.engines.supervisor import Supervisor
 
 EMPTY_STEP_S = 0.1
@@ -77,6 +78,17 @@ class Parts:
     splits: Splits
 
 
+@dataclass(frozen=True, slots=True)
+class EngineRestart:
+    """How an engine was drained that is starting anew."""
+
+    replica: str
+    drained_s: float
+    """Until it had answered what it had, or `server.drain_s` was over."""
+    unfinished: int
+    """Requests that it still had then; its process was told to end all the same."""
+
+
 class Desk:
     """Answers for one yard; `info` says what `yard.json` says."""
 
@@ -88,6 +100,8 @@ class Desk:
         self._certificate_changed = certificate_changed
         self._info = info
         self._apply_lock = asyncio.Lock()
+        self._restarting: set[str] = set()
+        """Engines whose restart is under way, or waits for an apply."""
 
     @property
     def registry(self) -> Registry:
@@ -125,9 +139,28 @@ class Desk:
         """Path and last lines of an engine's log. Raises NotFoundError."""
         found = next((one for one in self._parts.supervisor.replicas() if one.id == replica), None)
         if found is None:
-            known = ", ".join(one.id for one in self._parts.supervisor.replicas()) or "none"
-            raise NotFoundError(f"there is no engine {replica}", remedy=f"there are {known}")
+            raise self._no_engine(replica)
         return str(found.log_path), self._parts.supervisor.log_tail(replica, lines)
+
+    def _no_engine(self, name: str) -> NotFoundError:
+        known = ", ".join(one.id for one in self._parts.supervisor.replicas()) or "none"
+        return NotFoundError(f"there is no engine {name}", remedy=f"there are {known}")
+
+    def _own_engine(self, name: str) -> ReplicaStatus:
+        """The engine of that id, or the only one of that version, if this yard runs it.
+
+        Raises NotFoundError or ConflictError.
+        """
+        replicas = self._parts.supervisor.replicas()
+        found = [one for one in replicas if name in (one.id, f"{one.model}@{one.label}")]
+        if not found:
+            raise self._no_engine(name)
+        if len(found) > 1:
+            known = ", ".join(one.id for one in found)
+            raise ConflictError(f"{name} has {len(found)} engines", remedy=f"name one of {known}")
+        if found[0].kind == "external":
+            raise ConflictError(f"{found[0].id} is run by somebody else", remedy="restart it where it runs")
+        return found[0]
 
     async def status(self) -> Status:
         figures = await self._parts.accounts.fresh()
@@ -185,21 +218,38 @@ class Desk:
         return done
 
     async def restart_engine(self, replica: str, *, actor: str) -> float:
-        """Let an engine answer what it has, then start it anew; returns, once it is starting, how long that took.
+        """Restart an engine as `renew_engine` does; returns for how long it drained."""
+        return (await self.renew_engine(replica, actor=actor)).drained_s
 
-        Raises NotFoundError, or EngineError for an engine that somebody else runs.
+    async def renew_engine(self, name: str, *, actor: str) -> EngineRestart:
+        """Let an engine answer what it has, then start it anew; returns once it is starting. `name` is a replica's, or
+        that of a version with one engine.
+
+        Raises NotFoundError; ConflictError for an engine that somebody else runs, for one that is being restarted, and
+        where a version has several; EngineError where a stop comes first.
         """
-        before = next((one for one in self._parts.supervisor.replicas() if one.id == replica), None)
-        if before is None:
-            self.engine_log(replica, 1)  # raises, naming those that there are
-        assert before is not None
-        began = time.monotonic()
-        async with self._apply_lock:
-            await self._parts.supervisor.restart(replica, drain=self._emptied)
-        took_s = time.monotonic() - began
+        replica = self._own_engine(name).id
+        if replica in self._restarting:
+            raise ConflictError(f"{replica} is being restarted already", remedy="wait, `modelyard status` shows it")
+        done = EngineRestart(replica, 0.0, 0)
+
+        async def drain(identity: str) -> None:
+            nonlocal done
+            began = time.monotonic()
+            await self._emptied(identity)
+            left = inflight_of(self._parts.workers.statuses())[identity]
+            done = EngineRestart(identity, time.monotonic() - began, left)
+
+        self._restarting.add(replica)
+        try:
+            async with self._apply_lock:
+                before = self._own_engine(replica)  # what was applied meanwhile may want it no more
+                await self._parts.supervisor.restart(replica, drain=drain)
+        finally:
+            self._restarting.discard(replica)
         record = partial(self._parts.registry.record, "engine.restart", replica)
         await asyncio.to_thread(record, actor=actor, at=time.time(), before={"state": before.state, "pid": before.pid})
-        return took_s
+        return done
 
     def restart_progress(self) -> Restart:
         progress = self._parts.workers.progress or Progress(0, running=False)
