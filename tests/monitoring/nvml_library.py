@@ -35,7 +35,7 @@ def run_with_nvml(folder: Path, scenario: Path, program: str, given: Any) -> str
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

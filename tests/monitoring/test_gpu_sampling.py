@@ -22,7 +22,7 @@ from monitoring.device_metrics import collect_devices, collect_sampler
 from monitoring.gpu import NvmlReader
 from monitoring.sampler import Sampler
 times, scenarios = json.load(sys.stdin)
-sleep = "import time; time.sleep(60)"
+sleep = "import time; time.sleep(600)"
 start = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {sleep!r}])"
 parent = f"{start}; print(p.pid, flush=True); p.wait()"
 first = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from registry.artifacts import ArtifactStore, FileSource, NoProgress, PypiSource
 from registry.errors import ArtifactError, DigestMismatchError
 from registry.manifest import Artifact
 
-CONTENT = os.urandom(3_000_000)
+CONTENT = random.Random(1).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -201,13 +202,13 @@ def test_sources_are_written_as_they_are_read(tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import sys
 from pathlib import Path
 from registry.artifacts import ArtifactStore, NoProgress, fetch, parse
 class Slow(NoProgress):
     def advance(self, n):
         print("moved", flush=True)
-        time.sleep(float(sys.argv[3]))
+        sys.stdin.readline()
 fetch(parse(sys.argv[2], Path("/")), ArtifactStore(Path(sys.argv[1])), progress=Slow())
 """
 
@@ -215,8 +216,8 @@ fetch(parse(sys.argv[2], Path("/")), ArtifactStore(Path(sys.argv[1])), progress=
 def test_a_killed_copy_leaves_nothing_visible_and_the_next_succeeds(
     store: ArtifactStore, model: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", SLOW, str(store.root), f"file:{model}", "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", SLOW, str(store.root), f"file:{model}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"moved\n"
         assert [path.parent.parent.parent.name for path in visible(store)] == ["tmp"]
@@ -239,16 +240,24 @@ def test_what_a_killed_process_left_goes_with_the_next_fetch_of_anything(
 def test_a_second_process_waits_for_the_first_and_reads_nothing_itself(
     store: ArtifactStore, model: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", SLOW, str(store.root), f"file:{model}", "0.3"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", SLOW, str(store.root), f"file:{model}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+        class Waits(Recorded):
+            def start(self, title: str, total_bytes: int | None) -> None:
+                super().start(title, total_bytes)
+                assert process.stdin is not None
+                process.stdin.write(b"\n" * 1000)  # only now does the first one go on
+                process.stdin.flush()
+
         assert process.stdout is not None
         assert process.stdout.readline() == b"moved\n"
-        shown = Recorded()
+        shown = Waits()
         (artifact,) = fetch(parse(f"file:{model}", tmp_path), store, progress=shown)
         assert shown.titles == [f"Waiting for another process: file:{model}"]
         assert shown.moved == 0
         store.verify(artifact)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         assert process.returncode == 0
 
 

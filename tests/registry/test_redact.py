@@ -138,4 +138,4 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
         return time.process_time() - began
 
     short = max(min(seconds(4_000) for _ in range(3)), 5e-4)
-    assert seconds(32_000) < 30 * short
+    assert min(seconds(32_000) for _ in range(3)) < 30 * short
