@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 if __name__ == "__main__":
@@ -186,7 +187,7 @@ async def send(port: int, one: Input, found: Findings) -> None:
     received = bytearray()
     writer: asyncio.StreamWriter | None = None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             for start, stop in zip([0, *one.cuts], [*one.cuts, len(one.raw)], strict=True):
                 writer.write(one.raw[start:stop])
@@ -245,12 +246,19 @@ async def bombard(port: int, seed: int, numbers: range) -> Findings:
     return found
 
 
+def at_rest(engine: FakeEngine, deadline: float) -> dict[str, Any]:
+    """What the engine says once it generates nothing more, or at the deadline."""
+    while (seen := engine.stats())["running"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return seen
+
+
 def afterwards(router: RouterProcess, engine: FakeEngine, log: Path, before_bytes: int) -> list[str]:
     """What does not hold once everybody has gone."""
     faults: list[str] = []
     if router.process.poll() is not None:
         return [f"the worker ended with {router.process.returncode}: {log.read_text()[-2000:]}"]
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while (stats := router.control.stats()).connections or stats.inflight:
         if time.monotonic() > deadline:
             faults.append(f"{stats.connections} connections and {stats.inflight} in flight are left")
@@ -263,7 +271,7 @@ def afterwards(router: RouterProcess, engine: FakeEngine, log: Path, before_byte
         faults.append(f"the worker has grown by {growth} bytes")
     if b"Traceback" in log.read_bytes() or b"Exception" in log.read_bytes():
         faults.append(f"its log: {log.read_text()[-3000:]}")
-    seen = engine.stats()
+    seen = at_rest(engine, deadline)
     strange = {line for line in seen["lines"] if not LINE.fullmatch(line)}
     if strange:
         faults.append(f"the engine saw {sorted(strange)[:5]}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from engines.fixtures import FakeEngine
 
 from registry.usage import RequestRecord, scan
 from serving.router.protocol import Applied, Ask, Down, Framer, Hello, Publish, Stats, Up, decode_up, encode
@@ -22,6 +24,29 @@ from serving.router.table import ANY_NAME, Key, Limits, Model, Replica, Table, T
 
 ROOT = Path(__file__).resolve().parents[3]
 Message = TypeVar("Message", Hello, Applied, Stats)
+PATIENCE_S = 30.0
+"""How long a test waits for what takes milliseconds on an idle machine."""
+
+
+def until(condition: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
+    return value
+
+
+@contextlib.contextmanager
+def standstill(*engines: FakeEngine) -> Iterator[None]:
+    """Engines that take no step: what is sent to them waits, so that nothing here depends on how quickly it is sent."""
+    for engine in engines:
+        os.kill(engine.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for engine in engines:
+            os.kill(engine.process.pid, signal.SIGCONT)
 
 
 class ControlPlane:
@@ -29,7 +54,7 @@ class ControlPlane:
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_S)
         try:
             self.socket.connect(str(path))
         except OSError:
@@ -90,7 +115,7 @@ class RouterProcess:
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, trust_env=False, timeout=30)
+        self.client = httpx.Client(base_url=self.url, trust_env=False, timeout=60)
 
     @property
     def port(self) -> int:
@@ -120,7 +145,7 @@ class RouterProcess:
         message = {"model": "assistant", "messages": [{"role": "user", "content": "one two three"}], "stream": stream}
         return self.client.post("/v1/chat/completions", json={**message, **body}, headers=headers)
 
-    def records(self, count: int = 0, *, timeout_s: float = 5.0) -> list[RequestRecord]:
+    def records(self, count: int = 0, *, timeout_s: float = PATIENCE_S) -> list[RequestRecord]:
         """Every record so far; waits until there are `count`."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -133,7 +158,7 @@ class RouterProcess:
     def stop(self) -> int:
         """SIGTERM; the exit status once the worker has drained."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(40)
+        return self.process.wait(60)
 
 
 def read_segments(folder: Path) -> list[RequestRecord]:
@@ -159,7 +184,7 @@ def running_router(
         output = stack.enter_context(log.open("wb")) if log is not None else None
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while not path.exists():
             assert process.poll() is None, "the worker ended"
             assert time.monotonic() < deadline, "the worker made no control socket"

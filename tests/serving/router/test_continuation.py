@@ -12,7 +12,7 @@ import pytest
 from engines.fixtures import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
-from router_harness import RouterProcess, model, version
+from router_harness import RouterProcess, model, until, version
 
 from registry.usage import RequestRecord
 from serving.router.continuation import CHAT, Partial, Resumption, payload_of, resume
@@ -46,9 +46,10 @@ def was_asked(engine: FakeEngine) -> bool:
         return True
 
 
-def last_record(router: RouterProcess) -> RequestRecord:
+def last_record(router: RouterProcess, count: int = 1) -> RequestRecord:
+    """The newest record, once there are `count`."""
     router.control.stats()  # it writes what waits
-    return router.records(1)[-1]
+    return router.records(count)[-1]
 
 
 def cut_then_whole(router: RouterProcess, fake_engine: Start, *flags: str, **options: Any) -> tuple[FakeEngine, ...]:
@@ -72,7 +73,7 @@ FAULTS = [
 def test_a_cut_stream_goes_on_from_another_replica(
     router: RouterProcess, fake_engine: Start, fault: tuple[str, str], asked: bool
 ) -> None:
-    first, second = cut_then_whole(router, fake_engine, *fault, timeouts=Timeouts(between_tokens_s=0.3))
+    first, second = cut_then_whole(router, fake_engine, *fault, timeouts=Timeouts(between_tokens_s=1.5))
     options = {"stream_options": {"include_usage": True}} if asked else {}
     while True:  # until the failing replica was the one chosen
         response = router.chat(stream=True, max_tokens=8, **options)
@@ -175,14 +176,17 @@ def test_a_client_that_leaves_while_another_replica_is_asked_cancels_it(
     router: RouterProcess, fake_engine: Start
 ) -> None:
     first, second = cut_then_whole(router, fake_engine, "--cut-after-events", "3")
-    second.behave(gap_s=0.05, events=100)
+    second.behave(gap_s=0.05, events=1000)
+    asked = 0
     while not first.stats()["seen"]:
+        asked += 1
         with router.client.stream("POST", "/v1/chat/completions", json=STREAM) as response:
             for line in response.iter_lines():
                 if "t6" in line:
                     break
-    record = last_record(router)
-    assert record.outcome == "cancelled"
+    record = last_record(router, asked)
+    assert (record.outcome, record.continuations) == ("cancelled", 1)
+    until(lambda: second.stats()["running"] == 0)
     assert second.stats()["requests"][-1]["outcome"] == "cancelled"
     assert router.control.stats().inflight == {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
 import socket
@@ -13,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 from engines.fixtures import FakeEngine
-from router_harness import RouterProcess, model, version
+from router_harness import PATIENCE_S, RouterProcess, model, until, version
 
 from serving.router.table import Limits, Timeouts
 
@@ -224,23 +225,27 @@ def test_connections_to_engines_are_kept(router: RouterProcess, fake_engine: Sta
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_cancels_within_100_ms(router: RouterProcess, fake_engine: Start, stream: bool) -> None:
-    engine = fake_engine("--events", "200", "--gap-s", "0.02")
+def test_a_client_that_leaves_cancels(router: RouterProcess, fake_engine: Start, stream: bool) -> None:
+    """At once: nothing more would ever come from this engine, or be due, that could tell the router of it."""
+    engine = fake_engine("--events", "200", "--stall-after-events", "7")
     router.serve(engine.port)
     body = json.dumps(
         {"model": "assistant", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
     ).encode()
     client = socket.create_connection(("127.0.0.1", router.port))
     client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-    time.sleep(0.3)
-    left_at = time.time()
+    until(lambda: [one["events_sent"] for one in engine.stats()["requests"]] == [7])
+    client.settimeout(PATIENCE_S)
+    received = b""
+    while stream and b"t6" not in received:
+        received += client.recv(65536)
     client.close()
     (record,) = router.records(1)
     assert record.outcome == "cancelled"
-    assert not stream or (record.usage_source == "counted" and 5 <= record.completion_tokens <= 20)
+    assert not stream or (record.usage_source, record.completion_tokens) == ("counted", 7)
+    until(lambda: not engine.stats()["running"])
     (seen,) = engine.stats()["requests"]
-    assert seen["outcome"] == "cancelled"
-    assert seen["ended_at"] - left_at < 0.1
+    assert (seen["outcome"], seen["events_sent"]) == ("cancelled", 7)
     stats = router.control.stats()
     assert stats.inflight == {}
 
@@ -259,7 +264,7 @@ def test_a_client_that_hangs_up_at_done_had_its_whole_answer(router: RouterProce
 def test_a_silent_engine_is_left_at_its_deadline(router: RouterProcess, fake_engine: Start) -> None:
     silent, good = fake_engine("--first-byte-delay-s", "30"), fake_engine()
     versions = [version("v1", [silent.port]), version("v2", [good.port])]
-    quick = Timeouts(first_byte_s=0.3)
+    quick = Timeouts(first_byte_s=1.5)
     router.publish(model(versions, {"v1": 10_000, "v2": 0}, fallback=("v2",), timeouts=quick))
     assert router.chat().headers["x-modelyard-version"] == "assistant@v2"
     router.publish(model(versions, {"v1": 10_000, "v2": 0}, timeouts=quick))
@@ -269,11 +274,11 @@ def test_a_silent_engine_is_left_at_its_deadline(router: RouterProcess, fake_eng
 
 def test_a_stalled_stream_is_ended_in_band(router: RouterProcess, fake_engine: Start) -> None:
     engine = fake_engine("--stall-after-events", "2")
-    router.serve(engine.port, timeouts=Timeouts(between_tokens_s=0.3))
+    router.serve(engine.port, timeouts=Timeouts(between_tokens_s=1.0))
     response = router.chat(stream=True)
     assert events_of(response)[-1]["error"]["code"] == "between_tokens_timeout"
     assert router.records(1)[0].outcome == "truncated"
-    assert engine.stats()["cancelled"] == 1
+    until(lambda: engine.stats()["cancelled"] == 1)
 
 
 @pytest.mark.parametrize(
@@ -356,20 +361,23 @@ def test_models_tell_their_window_where_their_engines_do(router: RouterProcess, 
 
 
 def test_a_worker_drains_on_sigterm(router: RouterProcess, fake_engine: Start) -> None:
-    engine = fake_engine("--events", "20", "--gap-s", "0.05")
+    engine = fake_engine("--events", "60", "--gap-s", "0.05")
     router.serve(engine.port)
+
+    def refuses() -> bool:
+        with contextlib.closing(socket.socket()) as client:
+            return client.connect_ex(("127.0.0.1", router.port)) == errno.ECONNREFUSED
+
     with router.client.stream(
         "POST", "/v1/chat/completions", json={"model": "assistant", "messages": [], "stream": True}
     ) as response:
         lines = response.iter_lines()
         next(lines)
         router.process.terminate()
-        time.sleep(0.2)
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.1", router.port), 1)
+        until(refuses)
         text = "\n".join(lines)
     assert "[DONE]" in text
-    assert router.process.wait(5) == 0
+    assert router.process.wait(PATIENCE_S) == 0
     assert router.records(1)[0].outcome == "completed"
 
 
@@ -407,9 +415,15 @@ def test_a_slow_reader_costs_bounded_memory(router: RouterProcess, fake_engine: 
         client.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
         )
-        time.sleep(1.5)
+
+        def sent_so_far() -> int:
+            return sum(one["events_sent"] for one in engine.stats()["requests"])
+
+        sent = until(sent_so_far)
+        while (later := sent_so_far()) != sent:  # until the engine is held up
+            sent = later
+            time.sleep(1.0)
         stats = router.control.stats()
-        sent = engine.stats()["requests"][0]["events_sent"]
         assert sent < 1500, "the engine was not slowed down"
         assert stats.resident_bytes - before < 8 * 1024 * 1024
     assert router.records(1)[0].outcome == "cancelled"

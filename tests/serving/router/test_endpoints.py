@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from engines.fixtures import FakeEngine, start_fake_engine
-from router_harness import RouterProcess, model, running_router, version
+from router_harness import PATIENCE_S, RouterProcess, model, running_router, version
 
 from registry.usage import RequestRecord
 from serving.router.openai_wire import ENDPOINTS, FORMS
@@ -88,7 +88,7 @@ def written(body: dict[str, Any]) -> bytes:
 
 def record_of(router: RouterProcess, response: httpx.Response) -> RequestRecord:
     """The record of the request that was answered so."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         for record in router.records():
             if record.request_id == response.headers["x-request-id"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 from engines.fixtures import FakeEngine
-from router_harness import RouterProcess, model, version
+from router_harness import PATIENCE_S, RouterProcess, model, until, version
 
 from serving.router.table import Retry, Timeouts
 
@@ -65,11 +66,13 @@ def test_a_short_retry_after_is_honoured(router: RouterProcess, fake_engine: Sta
 def test_a_long_retry_after_is_the_clients_and_nobody_asks_before_it(router: RouterProcess, fake_engine: Start) -> None:
     engine = fake_engine("--status", "429", "--retry-after-s", "30")
     router.publish(model([version("v1", [engine.port])], ONLY_V1, retry=QUICK))
+    began = time.monotonic()
     first = router.chat()
     assert (first.status_code, first.headers["retry-after"]) == (429, "30")
     second = router.chat()
+    took_s = math.ceil(time.monotonic() - began)
     assert (second.status_code, code_of(second)) == (429, "engine_overloaded")
-    assert 25 <= int(second.headers["retry-after"]) <= 30
+    assert 30 - took_s <= int(second.headers["retry-after"]) <= 30
     assert engine.stats()["seen"] == 1
 
 
@@ -105,21 +108,21 @@ def test_a_silent_replica_is_not_asked_again(router: RouterProcess, fake_engine:
     router.serve(silent.port, timeouts=Timeouts(first_byte_s=0.3))
     response = router.chat()
     assert (response.status_code, code_of(response)) == (504, "first_byte_timeout")
-    stats = silent.stats()
-    assert (stats["seen"], stats["cancelled"]) == (1, 1)
+    until(lambda: silent.stats()["cancelled"] == 1)
+    assert silent.stats()["seen"] == 1
 
 
 def test_a_slow_first_token_fails_over(router: RouterProcess, fake_engine: Start) -> None:
     slow, good = fake_engine("--first-token-delay-s", "30"), fake_engine()
     versions = [version("v1", [slow.port]), version("v2", [good.port])]
-    quick = Timeouts(first_token_s=0.3)
+    quick = Timeouts(first_token_s=1.5)
     router.publish(model(versions, {"v1": 10_000, "v2": 0}, fallback=("v2",), timeouts=quick))
     response = router.chat(stream=True)
     assert response.headers["x-modelyard-version"] == "assistant@v2"
     assert response.text.count('"content":') == 9  # the role chunk and eight tokens, of one engine only
     (record,) = router.records(1)
     assert (record.version, record.completion_tokens, record.outcome) == ("v2", 8, "completed")
-    assert slow.stats()["cancelled"] == 1
+    until(lambda: slow.stats()["cancelled"] == 1)
 
 
 def test_an_error_event_before_content_fails_over(router: RouterProcess, fake_engine: Start) -> None:
@@ -200,7 +203,7 @@ def test_retries_are_at_most_a_fifth_of_the_load_beside_the_reserve(router: Rout
     requests = 200
 
     def ask(count: int) -> None:
-        with httpx.Client(base_url=router.url, trust_env=False) as client:
+        with httpx.Client(base_url=router.url, trust_env=False, timeout=PATIENCE_S) as client:
             for _ in range(count):
                 client.post(
                     "/v1/chat/completions",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from engines.fixtures import FakeEngine
-from router_harness import RouterProcess
+from router_harness import PATIENCE_S, RouterProcess, until
 
 Start = Callable[..., FakeEngine]
 BODY = b'{"model":"assistant","messages":[]}'
@@ -114,7 +114,7 @@ STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) ")
 def exchange(router: RouterProcess, raw: bytes, *, split: int = 0) -> tuple[bytes, bool]:
     """What came back, and whether the router closed the connection. `split` sends so many bytes at a time."""
     received = b""
-    with socket.create_connection(("127.0.0.1", router.port), timeout=2) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             for start in range(0, len(raw), split or len(raw)):
@@ -236,7 +236,7 @@ def test_a_stream_for_http_1_0_ends_with_the_connection(ready: tuple[RouterProce
 
 def test_100_continue_is_said_before_the_body_is_sent(ready: tuple[RouterProcess, FakeEngine]) -> None:
     router, _ = ready
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(SIZED + b"expect: 100-continue\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 100 ")
         client.sendall(BODY)
@@ -246,9 +246,9 @@ def test_100_continue_is_said_before_the_body_is_sent(ready: tuple[RouterProcess
 def test_slow_heads_and_bodies_end_at_their_deadlines(router: RouterProcess, fake_engine: Start) -> None:
     from serving.router.table import Limits
 
-    router.serve(fake_engine().port, limits=Limits(head_timeout_s=0.3, body_timeout_s=0.3))
+    router.serve(fake_engine().port, limits=Limits(head_timeout_s=1.0, body_timeout_s=1.0))
     for beginning in (b"GET /v1/mod", SIZED + b"\r\n" + BODY[:5], CHUNKED + b"7fffffff\r\nabc"):
-        with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
             client.sendall(beginning)
             assert client.recv(65536).startswith(b"HTTP/1.1 408 ")
 
@@ -258,16 +258,15 @@ def test_a_trickle_ends_where_it_is_slower_than_a_kilobyte_a_second(router: Rout
 
     engine = fake_engine()
     router.serve(engine.port, limits=Limits(body_timeout_s=0.3))
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(POST + b"content-length: 100000\r\n\r\n")
         client.settimeout(0.05)
         received, started = b"", time.monotonic()
-        while not received and time.monotonic() - started < 5:
+        while not received and time.monotonic() - started < PATIENCE_S:  # all of it would take more than an hour
             client.sendall(b"x")
             with contextlib.suppress(TimeoutError):
                 received = client.recv(65536)
         assert received.startswith(b"HTTP/1.1 408 ")
-        assert time.monotonic() - started < 4
     assert engine.stats()["lines"] == []
     assert [(r.outcome, r.error) for r in router.records(1)] == [("rejected", "request_timeout")]
 
@@ -319,7 +318,7 @@ def test_requests_ahead_of_an_answer_keep_their_order(router: RouterProcess, fak
     router.serve(engine.port)
     health = b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-request-id: %b\r\n\r\n"
     post = SIZED + b"x-request-id: %b\r\n\r\n" + BODY
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(post % b"a" + health % b"b" + post.replace(b"host", b"Host") % b"c" + health % b"d")
         time.sleep(0.1)
         client.sendall(health % b"e" + post[:60])
@@ -344,7 +343,7 @@ def test_a_large_body_may_follow_a_request_in_the_same_packet(ready: tuple[Route
 def test_100_continue_waits_for_its_turn_and_is_not_said_to_http_1_0(router: RouterProcess, fake_engine: Start) -> None:
     router.serve(fake_engine("--first-byte-delay-s", "0.1").port)
     expecting = SIZED + b"expect: 100-continue\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(SIZED + b"\r\n" + BODY + expecting)
         received = b""
         while b" 100 " not in received:
@@ -354,23 +353,24 @@ def test_100_continue_waits_for_its_turn_and_is_not_said_to_http_1_0(router: Rou
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
     old = expecting.replace(b"HTTP/1.1", b"HTTP/1.0") + BODY
     assert STATUS.findall(exchange(router, old)[0]) == [b"200"]
-    assert STATUS.findall(exchange(router, expecting + BODY)[0]) == [b"200"]  # the body is there already
+    at_once = SIZED + CLOSE + b"expect: 100-continue\r\n\r\n" + BODY
+    assert STATUS.findall(exchange(router, at_once)[0]) == [b"200"]  # the body is there already
 
 
 def test_a_client_that_closes_its_sending_side_has_left(router: RouterProcess, fake_engine: Start) -> None:
-    engine = fake_engine("--events", "100", "--gap-s", "0.05")
+    engine = fake_engine("--stall-after-events", "3")
     router.serve(engine.port)
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(whole())
-        time.sleep(0.2)
+        until(lambda: engine.stats()["running"] == 1)
         client.shutdown(socket.SHUT_WR)
         assert client.recv(65536) == b""
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
         client.shutdown(socket.SHUT_WR)
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")  # what needs no engine is answered at once
     assert router.records(1)[0].outcome == "cancelled"
-    assert engine.stats()["cancelled"] == 1
+    until(lambda: engine.stats()["cancelled"] == 1)
 
 
 def test_a_client_that_asks_and_never_reads_is_let_go(router: RouterProcess, fake_engine: Start) -> None:
@@ -390,7 +390,7 @@ def test_a_client_that_asks_and_never_reads_is_let_go(router: RouterProcess, fak
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", router.port))
             client.settimeout(0.2)
-            deadline = time.monotonic() + 6
+            deadline = time.monotonic() + PATIENCE_S
             with contextlib.suppress(OSError):
                 client.sendall(raw)
             while router.control.stats().connections:
@@ -401,7 +401,7 @@ def test_a_client_that_asks_and_never_reads_is_let_go(router: RouterProcess, fak
     assert router.control.stats().inflight == {}
     outcomes = [r.outcome for r in router.records(2)]
     assert outcomes == ["cancelled", "cancelled"]
-    assert engine.stats()["running"] == 0
+    until(lambda: engine.stats()["running"] == 0)
 
 
 def test_methods_that_are_not_taken_say_which_are(ready: tuple[RouterProcess, FakeEngine]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from engines.fixtures import FakeEngine
-from router_harness import RouterProcess, model, version
+from router_harness import PATIENCE_S, RouterProcess, model, version
 
 from serving.errors import ApiError
 from serving.router.http1 import Request
@@ -128,7 +128,7 @@ def test_health_needs_no_key_and_nothing_else_passes_for_it(router: RouterProces
     assert head(router, sneaky).startswith(b"HTTP/1.1 401")
 
 
-def head(router: RouterProcess, data: bytes, *, wait_s: float = 5.0) -> bytes:
+def head(router: RouterProcess, data: bytes, *, wait_s: float = PATIENCE_S) -> bytes:
     """The first bytes of the answer to raw bytes."""
     with socket.create_connection(("127.0.0.1", router.port), timeout=wait_s) as client:
         client.sendall(data)
@@ -183,7 +183,7 @@ def test_a_key_that_is_revoked_while_a_body_comes_opens_nothing(router: RouterPr
     publish(router, assistant(engine))
     body = b'{"model":"assistant","messages":[{"role":"user","content":"one"}]}'
     start = b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\nauthorization: Bearer mya_alice\r\n"
-    with socket.create_connection(("127.0.0.1", router.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", router.port), timeout=PATIENCE_S) as client:
         client.sendall(start + b"content-length: %d\r\nexpect: 100-continue\r\n\r\n" % len(body))
         assert client.recv(100).startswith(b"HTTP/1.1 100"), "its head was taken"
         publish(router, assistant(engine), keys=KEYS[1:])
@@ -205,10 +205,11 @@ def test_a_stream_that_began_goes_on_when_its_key_is_revoked(router: RouterProce
 
 
 def test_a_key_expires_without_a_new_table(router: RouterProcess, fake_engine: Engines) -> None:
-    soon = key("mya_soon", "key_soon", expires_at=time.time() + 1.0)
-    publish(router, assistant(fake_engine()), keys=(soon,))
+    served = assistant(fake_engine())
+    expires_at = time.time() + 3.0
+    publish(router, served, keys=(key("mya_soon", "key_soon", expires_at=expires_at),))
     assert router.chat(headers=bearer("mya_soon")).status_code == 200
-    time.sleep(1.1)
+    time.sleep(max(0.0, expires_at - time.time()) + 0.1)
     assert "expired" in refusal(router.chat(headers=bearer("mya_soon")), 401, "invalid_api_key")
 
 

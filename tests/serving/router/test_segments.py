@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from engines.fixtures import FakeEngine
-from router_harness import RouterProcess, model, version
+from router_harness import RouterProcess, model, standstill, until, version
 
 from registry.models import BUCKETS
 from serving.router.split import allocate, arms_of, bucket_of, sticky_hash
@@ -109,10 +109,13 @@ def test_a_conversation_stays_with_its_replica(router: RouterProcess, fake_engin
 
 def test_affinity_yields_to_load(router: RouterProcess, fake_engine: Start) -> None:
     """Twelve requests with one beginning at once: no replica is given more than 1.25 times the mean, and one."""
-    engines = [fake_engine("--first-byte-delay-s", "0.8") for _ in range(2)]
+    engines = [fake_engine() for _ in range(2)]
     router.publish(model([version("v1", [engine.port for engine in engines])], {"v1": BUCKETS}))
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda number: router.chat(messages=conversation(1, 1)), range(12)))
+        with standstill(*engines):
+            futures = [pool.submit(router.chat, messages=conversation(1, 1)) for _ in range(12)]
+            until(lambda: sum(router.control.stats().inflight.values()) == 12)
+        answers = [future.result() for future in futures]
     assert {answer.status_code for answer in answers} == {200}
     counts = Counter(replicas_of(router, 12))
     assert max(counts.values()) <= 8
@@ -121,6 +124,6 @@ def test_affinity_yields_to_load(router: RouterProcess, fake_engine: Start) -> N
 def test_without_affinity_replicas_share_by_load_alone(router: RouterProcess, fake_engine: Start) -> None:
     engines = [fake_engine() for _ in range(2)]
     router.publish(model([version("v1", [engine.port for engine in engines])], {"v1": BUCKETS}, affinity=False))
-    for _ in range(20):
+    for _ in range(40):
         router.chat(messages=conversation(1, 1))
-    assert len(set(replicas_of(router, 20))) == 2
+    assert len(set(replicas_of(router, 40))) == 2
