@@ -108,7 +108,7 @@ class _TooLongError(Exception):
 
 @contextlib.contextmanager
 def _at_most(limit_s: float) -> Iterator[None]:
-    """Raise _TooLongError in the block after `limit_s`.
+    """Raise _TooLongError in the block after `limit_s` of processor time: a busy machine stops nobody earlier.
 
     A suite's regular expression may need time exponential in the answer's length, and no thread can stop it; a signal
     can, which reaches the main thread only: elsewhere nothing is bounded.
@@ -120,10 +120,10 @@ def _at_most(limit_s: float) -> Iterator[None]:
     def expire(*_: object) -> None:
         raise _TooLongError
 
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    before = signal.signal(signal.SIGPROF, expire)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

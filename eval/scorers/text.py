@@ -23,6 +23,7 @@ _NUMBER: Final = re.compile(
 def normalize(text: str) -> str:
     """Lower case, without punctuation, articles and extra spaces (the normalisation of SQuAD's own script)."""
     plain = unicodedata.normalize("NFKC", text).casefold().translate(_PUNCTUATION)
+    plain = unicodedata.normalize("NFKC", plain)  # folding, and what stood between two characters, leave them unordered
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 

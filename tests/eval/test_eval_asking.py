@@ -53,10 +53,10 @@ def test_later_turns_are_asked_after_the_models_own_answers(tmp_path: Path, fake
 
 
 def test_an_answer_that_takes_too_long_is_a_result(tmp_path: Path, fake_engine: FakeEngines) -> None:
-    engine = fake_engine("--events", "50", "--gap-s", "0.2")
+    engine = fake_engine("--events", "50", "--gap-s", "2")
     began = time.monotonic()
     (sample,) = run(suite_of(tmp_path, timeout_s=0.5), engine.url, tmp_path).values()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60  # the whole answer takes 100 s
     assert (sample.error, sample.final, sample.score) == ("no whole answer within the case's 0.5 s", True, None)
 
 

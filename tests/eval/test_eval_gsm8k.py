@@ -24,9 +24,9 @@ def engine(shared_data: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     argv = [sys.executable, str(Path(__file__).with_name("scripted_engine.py")), "--port", str(port)]
-    with subprocess.Popen([*argv, "--data", str(shared_data / "gsm8k_test.jsonl"), "--gap-s", "0.005"]) as process:
+    with subprocess.Popen([*argv, "--data", str(shared_data / "gsm8k_test.jsonl"), "--gap-s", "0.02"]) as process:
         url = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             try:
                 httpx.get(url, trust_env=False)

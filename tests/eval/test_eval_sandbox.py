@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -175,10 +175,10 @@ def test_the_private_folder_is_removed_and_bounded(
 def test_time_is_bounded_inside_and_outside(sandbox: Sandbox) -> None:
     began = time.monotonic()
     assert run(sandbox, "import time; time.sleep(60)", wall_s=0.3).reason == "it ran for more than 0.3 s"
-    assert "more than 1 s of processor time" in run(sandbox, "while True: pass", cpu_s=1).reason
+    assert "more than 1 s of processor time" in run(sandbox, "while True: pass", wall_s=60, cpu_s=1).reason
     deaf = "import signal\nfor n in (1, 2, 15, 24): signal.signal(n, signal.SIG_IGN)\nwhile True: print('x' * 4096)"
     assert run(sandbox, deaf, wall_s=0.5).reason == "it ran for more than 0.5 s"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 90  # none of them ends by itself
     assert left_behind() == []
 
 
@@ -210,27 +210,33 @@ def test_it_dies_with_the_process_that_started_it() -> None:
         "from eval.sandbox import Sandbox\nSandbox().run('import time; time.sleep(60)', wall_s=60, memory_bytes=2**28)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
-        until = time.monotonic() + 30
-        while not (children := psutil.Process(process.pid).children()) and time.monotonic() < until:
+        until = time.monotonic() + 60
+        while not (children := psutil.Process(process.pid).children()) or not _locked_in(children[0].pid):
+            assert process.poll() is None
+            assert time.monotonic() < until
             time.sleep(0.02)
-        time.sleep(0.3)
         process.send_signal(signal.SIGKILL)
     (child,) = children
-    child.wait(10)
+    child.wait(30)
+
+
+def _locked_in(pid: int) -> bool:
+    """Whether its system calls are filtered, which is the last lock."""
+    return "\nSeccomp:\t2\n" in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_programs_run_side_by_side(sandbox: Sandbox) -> None:
-    found: list[Execution] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(run(sandbox, "import time; time.sleep(1)"))) for _ in "abcd"
-    ]
-    began = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [one.passed for one in found] == [True] * 4
-    assert time.monotonic() - began < 3.5
+    program = """
+import time
+began = time.monotonic()
+time.sleep(3)
+raise LookupError(f"{began} {time.monotonic()}")
+"""
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: run(sandbox, program).reason.removeprefix("LookupError: "), "abcd"))
+    spans = [tuple(map(float, reason.split())) for reason in found]
+    whole = max(stop for _, stop in spans) - min(start for start, _ in spans)
+    assert whole < 0.75 * sum(stop - start for start, stop in spans), "one after the other it is as long as all of them"
 
 
 WITHOUT_LANDLOCK = """

@@ -163,6 +163,6 @@ def test_hashed_ngrams_are_unit_vectors_that_see_spelling() -> None:
 
 
 def test_a_choice_is_looked_for_in_time_that_grows_with_the_answer() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert score("choice", "\n" * 20_000 + "(B)", "B", choices={"A": "red", "B": "blue"}) == 1
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1

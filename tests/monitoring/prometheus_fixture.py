@@ -41,7 +41,7 @@ class Prometheus:
 
     def query(self, expr: str) -> list[dict[str, Any]]:
         """The result of an instant query; raises where Prometheus refuses it."""
-        answer = httpx.post(f"{self.url}/api/v1/query", data={"query": expr}, timeout=10).json()
+        answer = httpx.post(f"{self.url}/api/v1/query", data={"query": expr}, timeout=30).json()
         assert answer["status"] == "success", f"{expr}: {answer.get('error')}"
         return answer["data"]["result"]
 
@@ -49,7 +49,7 @@ class Prometheus:
         """The result over the last `seconds`, as a panel asks for it: a late scrape leaves a short gap."""
         stop = time.time()
         asked = {"query": expr, "start": stop - seconds, "end": stop, "step": 5}
-        answer = httpx.post(f"{self.url}/api/v1/query_range", data=asked, timeout=20).json()
+        answer = httpx.post(f"{self.url}/api/v1/query_range", data=asked, timeout=30).json()
         assert answer["status"] == "success", f"{expr}: {answer.get('error')}"
         return answer["data"]["result"]
 
@@ -133,7 +133,7 @@ def shortened(text: str, divisor: float) -> str:
 
 
 @contextlib.contextmanager
-def _running(name: str, folder: Path, options: list[str], timeout_s: float = 30.0) -> Iterator[str]:
+def _running(name: str, folder: Path, options: list[str], timeout_s: float = 60.0) -> Iterator[str]:
     """The URL of a program of the Prometheus family that is ready."""
     program = shutil.which(name)
     if program is None:

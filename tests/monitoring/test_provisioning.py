@@ -126,12 +126,12 @@ def test_the_programs_start_with_the_options_and_files_of_compose(service: str, 
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.2)
         if service == "prometheus":
-            groups = httpx.get(f"http://{url}/api/v1/rules", trust_env=False).json()["data"]["groups"]
+            groups = httpx.get(f"http://{url}/api/v1/rules", trust_env=False, timeout=30).json()["data"]["groups"]
             rules = list((ROOT / "configs/prometheus/rules").glob("*.yml"))
             assert {Path(group["file"]).name for group in groups} == {path.name for path in rules}
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def _ready(address: str) -> bool:
