@@ -69,7 +69,7 @@ def wilson(hits: int, of: int) -> tuple[float, float] | None:
     share, z2 = hits / of, Z * Z
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     half = Z / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return (middle - half if hits else 0.0), (middle + half if hits < of else 1.0)  # exact where rounding is not
 
 
 def _arm(version: str, records: Sequence[RequestRecord]) -> Arm:

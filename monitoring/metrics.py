@@ -11,7 +11,7 @@ those that are registered, endpoints and outcomes fixed sets, devices those of t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -53,6 +53,9 @@ __all__ = ["EngineState", "LedgerState", "Metrics", "RecentWindow", "Snapshot", 
 
 PRIORITIES = ("interactive", "batch", "shadow")
 """Classes of requests, the first one first."""
+
+ROLLOUT_STATES = ("stable", "progressing", "paused")
+"""One version has all of a model's traffic; several share it; somebody holds the route where it is."""
 
 Version = tuple[str, str]
 """(model, label)"""
@@ -154,6 +157,8 @@ class Snapshot:
     """Model -> requests that wait for admission, by class as in PRIORITIES; models without any may be left out."""
     revisions: Mapping[str, int] = field(default_factory=dict)
     """Model -> revision of its current route."""
+    paused: Collection[str] = ()
+    """Models whose route is held where it is."""
     generation: int = 0
     """Of the routing table last published."""
     rates: Mapping[Version, VersionRates] = field(default_factory=dict)
@@ -386,6 +391,14 @@ def _queues(snapshot: Snapshot) -> Metric:
     return length
 
 
+def _rollout_state(snapshot: Snapshot, model: str) -> str:
+    stable, progressing, paused = ROLLOUT_STATES
+    if model in snapshot.paused:
+        return paused
+    arms = sum(1 for (name, _), weight in snapshot.weights.items() if name == model and weight)
+    return progressing if arms > 1 else stable
+
+
 def _routes(snapshot: Snapshot) -> Iterator[Metric]:
     weight = GaugeMetricFamily(
         "modelyard_route_weight", "Share of the route, in basis points of 10000.", labels=["model", "version"]
@@ -393,13 +406,19 @@ def _routes(snapshot: Snapshot) -> Iterator[Metric]:
     for model, version in sorted({*snapshot.versions, *snapshot.weights}):
         weight.add_metric([model, version], snapshot.weights.get((model, version), 0))
     revision = GaugeMetricFamily("modelyard_route_revision", "Revision of the current route.", labels=["model"])
+    rollout = GaugeMetricFamily(
+        "modelyard_rollout_state", "1 for the state that the model's route is in.", labels=["model", "state"]
+    )
     for model, number in snapshot.revisions.items():
         revision.add_metric([model], number)
+        current = _rollout_state(snapshot, model)
+        for state in ROLLOUT_STATES:
+            rollout.add_metric([model, state], float(state == current))
     speed = GaugeMetricFamily(
         "modelyard_tokens_per_second", "Completion tokens per second over the last minute.", labels=["model", "version"]
     )
     for model, version in sorted({*snapshot.versions, *snapshot.rates}):
         rates = snapshot.rates.get((model, version))
         speed.add_metric([model, version], rates.tokens_per_second if rates else 0.0)
-    yield from (weight, revision, speed)
+    yield from (weight, revision, rollout, speed)
     yield _gauge("modelyard_table_generation", "Routing table last published.", snapshot.generation)

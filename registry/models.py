@@ -151,6 +151,27 @@ class Route:
     created_by: str = ""
 
 
+REASON_LENGTH_MAX: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A route that is held where it is: its weights change by a rollback or by force only."""
+
+    model: str
+    reason: str
+    """In the words of who paused it, one line; "" where they gave none."""
+    paused_at: float
+    """Unix seconds."""
+    paused_by: str
+
+    def check(self) -> Pause:
+        """Itself; raises ValueError for a reason that is no line of at most REASON_LENGTH_MAX characters."""
+        if len(self.reason) > REASON_LENGTH_MAX or any(not character.isprintable() for character in self.reason):
+            raise ValueError(f"the reason for a pause is one line of at most {REASON_LENGTH_MAX} characters")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """Who did what to which thing, when, and the values before and after. Append-only."""
@@ -159,7 +180,7 @@ class AuditEntry:
     at: float
     actor: str
     action: str
-    """`version.register`, `version.retire`, `alias.set`, `route.set`, `route.rollback`, …"""
+    """`version.register`, `version.retire`, `alias.set`, `route.set`, `route.rollback`, `route.pause`, …"""
     subject: str
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = field(default=None)

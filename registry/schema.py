@@ -81,6 +81,15 @@ routes: Final = Table(
     Column("created_by", Text, nullable=False),
 )
 
+route_pauses: Final = Table(
+    "route_pauses",
+    metadata,
+    Column("model", _NAME, ForeignKey("models.name"), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("paused_at", Double, nullable=False),
+    Column("paused_by", Text, nullable=False),
+)
+
 audit: Final = Table(
     "audit",
     metadata,

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
-from registry import keys, schema
+from registry import keys, pauses, schema
 from registry.database import connect, read, write
 from registry.errors import ConflictError, NotFoundError
 from registry.keys import ApiKey, KeyTerms
@@ -25,6 +25,7 @@ from registry.models import (
     Alias,
     Allocation,
     AuditEntry,
+    Pause,
     Route,
     RouteSegment,
     ShadowArm,
@@ -280,6 +281,41 @@ class Registry:
             position = history[position.revision - 1]
             if _carrying(position) != _carrying(head):
                 return position
+
+    def pause(self, model: str, reason: str = "", *, actor: str, at: float) -> Pause:
+        """Hold the model's route where it is; a route that is paused already gets the new reason. Who changes routes
+        asks `pauses` first.
+
+        Raises ValueError for an unusable reason, NotFoundError for an unknown model, ConflictError where it has no
+        route.
+        """
+        made = Pause(model, reason.strip(), at, actor).check()
+        with self._write() as connection:
+            _require_model(connection, model)
+            route = _head(connection, model)
+            if route is None:
+                raise ConflictError(f"model {model} has no route to pause", remedy="give it one first")
+            before = pauses.begin(connection, made)
+            old = {"reason": before.reason} if before else None
+            new = {"reason": made.reason, "revision": route.revision}
+            _audit(connection, "route.pause", model, actor=actor, at=at, before=old, after=new)
+        return made
+
+    def resume(self, model: str, *, actor: str, at: float) -> Pause:
+        """Let the model's route be changed again. Returns the pause that ended. Raises NotFoundError, ConflictError."""
+        with self._write() as connection:
+            _require_model(connection, model)
+            before = pauses.end(connection, model)
+            if before is None:
+                raise ConflictError(f"the route of {model} is not paused", remedy="there is nothing to resume")
+            old = {"reason": before.reason, "paused_by": before.paused_by}
+            _audit(connection, "route.resume", model, actor=actor, at=at, before=old)
+        return before
+
+    def pauses(self) -> dict[str, Pause]:
+        """Model -> its pause, for the models whose route is paused."""
+        with read(self.engine) as connection:
+            return pauses.every(connection)
 
     # Keys
 

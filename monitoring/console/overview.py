@@ -69,6 +69,8 @@ class ModelCard:
     rows: tuple[VersionRow, ...]
     fallback: tuple[str, ...]
     segments: tuple[str, ...]
+    pause: Json | None
+    """Who holds the route where it is, since when and why."""
 
     @property
     def is_divisible(self) -> bool:
@@ -141,6 +143,7 @@ def _card(model: Json, series: Json) -> ModelCard:
         tuple(rows),
         tuple(model["fallback"]),
         tuple(model["segments"]),
+        model["pause"],
     )
 
 

@@ -103,11 +103,11 @@ class ConsoleSource(DataSource, Protocol):
     async def roll_back(self, model: str, to: int | None, *, actor: str) -> Json:
         """As POST …/rollback, and answers as `set_route`."""
 
-    async def rollout(self, model: str) -> Json | None:
-        """What moves the model's route by itself, `{"state", …}`; None where nothing does."""
+    async def pause(self, model: str, reason: str, *, actor: str) -> None:
+        """Hold the model's route where it is, or change the reason. Raises ValueError for an unusable reason."""
 
-    async def pause(self, model: str, *, actor: str) -> Json:
-        """Hold the model's rollout where it stands. Raises ConflictError where nothing moves by itself."""
+    async def resume(self, model: str, *, actor: str) -> None:
+        """Let the model's route be changed again. Raises ConflictError where it is not paused."""
 
     async def restart_engine(self, replica: str, *, actor: str) -> Json:
         """Let an engine finish what it has, then start it anew; answers when it is starting: `{"replica", "state",

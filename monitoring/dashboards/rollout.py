@@ -31,6 +31,11 @@ from monitoring.dashboards.parts import (
 
 TTFT = "modelyard_time_to_first_token_seconds"
 SPLIT_P = f"modelyard_sample_ratio_mismatch_p{{{MODEL}}}"
+ROUTE_STATE = " + ".join(
+    f'{number} * sum by (model) (modelyard_rollout_state{{{MODEL},state="{state}"}})'
+    for number, state in ((1, "progressing"), (2, "paused"))
+)
+ROUTE_STATES = (("0", "stable", "green"), ("1", "progressing", "blue"), ("2", "paused", "orange"))
 BEHIND = "modelyard_table_generation - on () group_right () modelyard_router_generation"
 ALERTS = 'ALERTS{alertname=~"Modelyard.*",alertstate="firing",model=~"$model"}'
 
@@ -39,12 +44,12 @@ STATE = Row(
     "May it go on?",
     (
         stat(
-            101,
-            "Route revision",
-            "Counts every change of the model's route; blue marks in the panels are changes. Not what you expect: "
-            "`modelyard route show MODEL`, and the audit in the console says who changed it.",
-            Query(f"modelyard_route_revision{{{MODEL}}}", "{{model}}"),
-            decimals=0,
+            108,
+            "The route is",
+            "stable: one version has all of the traffic; progressing: several share it; paused: somebody holds it "
+            "where it is, and `modelyard route show MODEL` says who and why; `modelyard route resume MODEL` ends that.",
+            Query(ROUTE_STATE, "{{model}}"),
+            mappings=ROUTE_STATES,
         ),
         stat(
             102,
@@ -67,8 +72,8 @@ STATE = Row(
         stat(
             104,
             "Alerts of this model",
-            "Alerts that fire for it. Above 0: do not raise the weight; pause (`modelyard rollback MODEL` goes back) "
-            "and read the alert's page under docs/runbooks.",
+            "Alerts that fire for it. Above 0: do not raise the weight (`modelyard route pause MODEL` keeps "
+            "others from it), and read the alert's page under docs/runbooks.",
             Query(f"count({ALERTS}) or vector(0)", "firing"),
             limits=BAD_FROM_1,
         ),
@@ -140,8 +145,8 @@ ROUTE = Row(
         Panel(
             113,
             "Revisions",
-            "The route's revision, and how many routing tables each worker is behind. A worker that stays behind "
-            "serves by an old route: see its log, restart it if it hangs.",
+            "The route's revision, which counts its changes, and how many routing tables each worker is behind. A "
+            "worker that stays behind serves by an old route: see its log, restart it if it hangs.",
             (
                 Query(f"modelyard_route_revision{{{MODEL}}}", "revision {{model}}"),
                 Query(BEHIND, "{{worker}} behind"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every step, oldest first. Kept here so that opening an up-to-date database does not import alembic."""
 
 HEAD: Final = REVISIONS[-1]

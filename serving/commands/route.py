@@ -1,4 +1,4 @@
-"""`modelyard route`: how a model's traffic is divided.
+"""`modelyard route`: how a model's traffic is divided, and whether that may change.
 
 Owns: reading weights from the command line, showing routes. Never: dividing buckets (the control plane does).
 """
@@ -16,7 +16,7 @@ from serving.commands import render
 from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, group
 
-app = group("How a model's traffic is divided: set, show, history.")
+app = group("How a model's traffic is divided: set, show, history; pause and resume.")
 WEIGHT_MAX = 10**12
 """Weights beyond it are not even summed."""
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model's public name, e.g. assistant.")]
@@ -84,12 +84,18 @@ def shadow_text(shadow: dict[str, Any]) -> str:
     )
 
 
+def pause_text(pause: dict[str, Any]) -> str:
+    """A pause in a line."""
+    why = f": {render.escaped(pause['reason'])}" if pause["reason"] else ""
+    return f"[yellow]paused[/] by {render.escaped(pause['paused_by'])} at {render.moment(pause['paused_at'])}{why}"
+
+
 @app.command("set")
 def set_route(
     model: Model,
     weights: Annotated[list[str], typer.Argument(metavar="LABEL=WEIGHT", help="Basis points summing to 10000.")],
     force: Annotated[
-        bool, typer.Option("--force", help="Also without a ready engine, or past a required gate (audited).")
+        bool, typer.Option("--force", help="Also without a ready engine, past a pause or a required gate (audited).")
     ] = False,
     as_json: Json = False,
     admin_url: AdminUrl = None,
@@ -136,9 +142,51 @@ def show(
             f"  sticky by {sticky}{fallback}; set by {render.escaped(route['created_by'])} "
             f"at {render.moment(route['created_at'])}"
         )
+        if route["pause"]:
+            lines.append(f"  {pause_text(route['pause'])}")
         lines += [segment_text(one) for one in route["segments"]]
         lines += [shadow_text(one) for one in route["shadows"]]
     render.show(*lines)
+
+
+@app.command("pause")
+def pause(
+    model: Model,
+    reason: Annotated[str, typer.Option("--reason", "-m", metavar="TEXT", help="Why, for who comes next.")] = "",
+    as_json: Json = False,
+    admin_url: AdminUrl = None,
+    state_dir: StateDirectory = None,
+) -> None:
+    """Hold a route where it is: `route set` is refused until `route resume`, except by force.
+
+    Traffic goes on as it is divided now, and `modelyard rollback` always works. It outlives a restart.
+
+    \b
+    Examples:
+      modelyard route pause assistant --reason "v2 looks slow since noon"
+      modelyard route pause assistant --json
+    """
+    client = AdminClient.find(admin_url, state_dir)
+    route = client.send("PUT", "models", model, "route", "pause", body={"reason": reason})
+    if as_json:
+        terminal.print_json(route)
+    else:
+        render.show(f"{model}  held at route {route['revision']}: {render.weights(route['weights'])}")
+
+
+@app.command("resume")
+def resume(model: Model, as_json: Json = False, admin_url: AdminUrl = None, state_dir: StateDirectory = None) -> None:
+    """Let a paused route be changed again. By itself that changes nothing.
+
+    \b
+    Example:
+      modelyard route resume assistant
+    """
+    route = AdminClient.find(admin_url, state_dir).send("DELETE", "models", model, "route", "pause")
+    if as_json:
+        terminal.print_json(route)
+    else:
+        render.show(f"{model}  may change again from route {route['revision']}: {render.weights(route['weights'])}")
 
 
 @app.command("history")

@@ -17,6 +17,7 @@ from registry.terminal import NotThereError
 from serving.commands import render
 from serving.commands.client import AdminClient
 from serving.commands.options import AdminUrl, Json, StateDirectory, application
+from serving.commands.route import pause_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -88,7 +89,10 @@ def views(found: dict[str, Any]) -> list[RenderableType]:
     device = _device(found.get("device"))
     head = render.flowing(up, f"table {found['generation']}", count, *([device] if device else ()))
     parts: list[RenderableType] = [head]
-    parts += [_model(model) for model in found["models"]]
+    for model in found["models"]:
+        parts.append(_model(model))
+        if model.get("pause"):
+            parts.append(f"the route of {model['model']} is {pause_text(model['pause'])}")
     if found["engines"]:
         parts.append(_engines(found["engines"]))
     if drifts := found.get("drift"):

@@ -11,7 +11,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prometheus_client import CollectorRegistry
@@ -56,6 +56,7 @@ class Live:
     versions: Sequence[tuple[str, str]] = ()
     weights: Mapping[tuple[str, str], int] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)
+    paused: Collection[str] = ()
     generation: int = 0
     drift: DriftState = field(default_factory=DriftState)
     splits: Sequence[Split] = ()
@@ -303,6 +304,7 @@ class Accounts:
                 weights=live.weights,
                 queues=_queues(self._workers.statuses()),
                 revisions=live.revisions,
+                paused=live.paused,
                 generation=live.generation,
                 drift=live.drift,
                 splits=live.splits,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registry.config import VersionConfig
 from registry.manifest import Manifest
-from registry.models import Alias, AuditEntry, Route, Version
+from registry.models import REASON_LENGTH_MAX, Alias, AuditEntry, Pause, Route, Version
 from serving.control.plan import Plan
 
 
@@ -87,6 +87,8 @@ class ModelStatus(Shape):
     """Names of the segments that have arms of their own."""
     shadows: dict[str, int]
     """Label -> basis points of the requests that it gets copies of."""
+    pause: PauseView | None
+    """Null where the route is not paused."""
     versions: list[VersionStatus]
     aliases: dict[str, str]
 
@@ -253,6 +255,26 @@ class RouteView(Shape):
         )
 
 
+class PauseView(Shape):
+    """Who holds a route where it is."""
+
+    reason: str
+    paused_at: float
+    paused_by: str
+
+    @classmethod
+    def of(cls, pause: Pause | None) -> PauseView | None:
+        """None for none."""
+        return None if pause is None else cls(**{name: getattr(pause, name) for name in cls.model_fields})
+
+
+class RouteInForce(RouteView):
+    """How a model's traffic is divided now, and whether that may change."""
+
+    pause: PauseView | None
+    """Null where the route is not paused."""
+
+
 class RouteChanged(Shape):
     """A route in force: every worker listed in no `waiting_for` serves by it."""
 
@@ -383,8 +405,13 @@ class Restart(Shape):
 class SetRoute(Shape):
     weights: dict[str, int] = Field(description="Label -> basis points, summing to 10000.")
     force: bool = Field(
-        default=False, description="Also to a version without a ready engine, or past the gate that the model requires."
+        default=False,
+        description="Also without a ready engine, past a pause, or past the gate that the model requires.",
     )
+
+
+class PauseRoute(Shape):
+    reason: str = Field(default="", max_length=REASON_LENGTH_MAX, description="One line: why, for who comes next.")
 
 
 class Rollback(Shape):

@@ -5,6 +5,7 @@ Owns: these paths. Never: deciding (changes, registry). Calls that only read the
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,12 @@ from serving.control.admin_models import (
     AliasView,
     AuditView,
     ModelView,
+    PauseRoute,
+    PauseView,
     RegisterVersion,
     Rollback,
     RouteChanged,
+    RouteInForce,
     RouteView,
     SetAlias,
     SetRoute,
@@ -107,8 +111,8 @@ def _traffic_routes(router: APIRouter, control: Control) -> None:
         return AliasView.of(await control.changes.set_alias(model, name, body.label, actor=actor))
 
     @router.get("/models/{model}/route", tags=["traffic"], summary="How the model's traffic is divided")
-    def show_route(model: str) -> RouteView:
-        return RouteView.of(control.changes.route(model))
+    def show_route(model: str) -> RouteInForce:
+        return in_force(control, model)
 
     @router.put("/models/{model}/route", tags=["traffic"], summary="Divide the model's traffic anew")
     async def set_route(model: str, body: SetRoute, actor: Actor) -> RouteChanged:
@@ -120,6 +124,17 @@ def _traffic_routes(router: APIRouter, control: Control) -> None:
         """Every key returns to the version it had then. Answers once every worker serves by it."""
         return route_changed(await control.changes.roll_back(model, body.to if body else None, actor=actor))
 
+    @router.put("/models/{model}/route/pause", tags=["traffic"], summary="Hold the model's route where it is")
+    async def pause(model: str, actor: Actor, body: PauseRoute | None = None) -> RouteInForce:
+        """Until it is resumed its weights change by a rollback or by force only. Pausing again changes the reason."""
+        await control.changes.pause(model, body.reason if body else "", actor=actor)
+        return await asyncio.to_thread(in_force, control, model)
+
+    @router.delete("/models/{model}/route/pause", tags=["traffic"], summary="Let the model's route be changed again")
+    async def resume(model: str, actor: Actor) -> RouteInForce:
+        await control.changes.resume(model, actor=actor)
+        return await asyncio.to_thread(in_force, control, model)
+
     @router.get("/models/{model}/route/history", tags=["traffic"], summary="Revisions of the route, newest first")
     def route_history(model: str, limit: Limit = 50) -> list[RouteView]:
         return [RouteView.of(route) for route in control.registry.route_history(model, limit)]
@@ -127,6 +142,13 @@ def _traffic_routes(router: APIRouter, control: Control) -> None:
     @router.get("/audit", tags=["traffic"], summary="Who changed what, newest first")
     def audit(limit: Limit = 100, subject: str | None = None) -> list[AuditView]:
         return [AuditView.of(entry) for entry in control.registry.audit(limit, subject)]
+
+
+def in_force(control: Control, model: str) -> RouteInForce:
+    """The route in force, and who paused it. Blocking. Raises NotFoundError."""
+    route = RouteView.of(control.changes.route(model))
+    pause = control.registry.pauses().get(model)
+    return RouteInForce(**dict(route), pause=PauseView.of(pause))
 
 
 def route_changed(changed: Changed) -> RouteChanged:

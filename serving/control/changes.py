@@ -1,6 +1,6 @@
 """Changes that an operator makes to traffic and to the registry while a yard runs, each published before it answers.
 
-Owns: routes, rollbacks, aliases, registering and retiring through the admin API. Never: HTTP, what a table looks like.
+Owns: routes, rollbacks, pauses, aliases, registering and retiring. Never: HTTP, what a table looks like.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from registry.artifacts import ArtifactStore, NoProgress, Progress
 from registry.config import VersionConfig
 from registry.errors import ConflictError, NotFoundError
 from registry.keys import ApiKey, KeyTerms
-from registry.models import BUCKETS, Alias, Allocation, Route, Version, VersionRef, check_weights
+from registry.models import BUCKETS, Alias, Allocation, Pause, Route, Version, VersionRef, check_weights
 from registry.store import Registry
 from registry.terminal import UserError
 from registry.verdicts import Verdicts
@@ -96,13 +97,16 @@ class Changes:
     async def set_route(self, model: str, weights: Mapping[str, int], *, actor: str, force: bool = False) -> Changed:
         """Divide the model's traffic anew. Raises NotFoundError, ConflictError, or ValueError for unusable weights.
 
-        Past a required gate by force, the audit calls it `route.forced`.
+        Past a pause or a required gate by force, the audit calls it `route.forced`; the pause stays.
         """
         started = time.perf_counter()
         async with self.lock:
             before = await asyncio.to_thread(self.route, model)
             ordered = in_order(check_weights(weights), before.weights)
+            held = await asyncio.to_thread(self._held, model)
             if not force:
+                if held:
+                    raise held
                 self._check_ready(model, ordered, before.weights)
             ungated = await asyncio.to_thread(self._ungated, model, ordered, before.weights)
             if ungated and not force:
@@ -115,12 +119,15 @@ class Changes:
                 allocation,
                 actor=actor,
                 at=self._clock(),
-                action="route.forced" if ungated else "route.set",
+                action="route.forced" if held or ungated else "route.set",
             )
             return await self._published(route, before, started)
 
     async def roll_back(self, model: str, to: int | None, *, actor: str) -> Changed:
-        """Bring an earlier revision back: `to`, or the one before. Every key returns to the version it had then."""
+        """Bring an earlier revision back: `to`, or the one before. Every key returns to the version it had then.
+
+        Nothing stands in its way, a pause neither.
+        """
         started = time.perf_counter()
         async with self.lock:
             before = await asyncio.to_thread(self.route, model)
@@ -137,6 +144,18 @@ class Changes:
             )
             return await self._published(route, before, started)
 
+    async def pause(self, model: str, reason: str, *, actor: str) -> Pause:
+        """Hold the model's route where it is. Raises NotFoundError, or ValueError for an unusable reason."""
+        async with self.lock:
+            await asyncio.to_thread(self.route, model)
+            pause = partial(self._registry.pause, actor=actor, at=self._clock())
+            return await asyncio.to_thread(pause, model, reason)
+
+    async def resume(self, model: str, *, actor: str) -> Pause:
+        """Let the model's route be changed again. Returns the pause that ended. Raises NotFoundError, ConflictError."""
+        async with self.lock:
+            return await asyncio.to_thread(partial(self._registry.resume, model, actor=actor, at=self._clock()))
+
     def plan_route(self, model: str, weights: Mapping[str, int]) -> Planned:
         """What `set_route` would do now. Blocking. Raises as it does, but for what force overcomes."""
         before = self.route(model)
@@ -145,6 +164,8 @@ class Changes:
             self._registry.version(model, label)
         refusal = ""
         try:
+            if held := self._held(model):
+                raise held
             self._check_ready(model, ordered, before.weights)
         except ConflictError as error:
             refusal = str(error)
@@ -264,6 +285,18 @@ class Changes:
                     f"{model}@{label} has no ready engine ({why})",
                     remedy="start one (`modelyard apply`), wait for it, or force it",
                 )
+
+    def _held(self, model: str) -> ConflictError | None:
+        """Why the route stays where it is: somebody paused it; None where nobody did."""
+        pause = self._registry.pauses().get(model)
+        if pause is None:
+            return None
+        since = datetime.fromtimestamp(pause.paused_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        why = f" ({pause.reason})" if pause.reason else ""
+        return ConflictError(
+            f"the route of {model} is paused by {pause.paused_by} since {since}{why}",
+            remedy=f"let it go on (`modelyard route resume {model}`), or force it",
+        )
 
     def _ungated(self, model: str, weights: Mapping[str, int], before: Mapping[str, int]) -> str:
         """Why a version that would get more traffic may not have it by the model's required gate; "" where it may."""

@@ -13,13 +13,12 @@ from typing import Any
 import msgspec
 
 from monitoring.console import Cookie
-from registry.errors import ConflictError
 from registry.verdicts import Verdicts
 from serving.control import snapshot
 from serving.control.admin_drift import drift_view
 from serving.control.admin_gates import GateView
 from serving.control.admin_models import AuditView, RouteView, version_view
-from serving.control.admin_registry import route_changed
+from serving.control.admin_registry import in_force, route_changed
 from serving.control.changes import Planned
 from serving.control.console_access import ConsoleAccess
 from serving.control.console_data import ConsoleData
@@ -76,7 +75,7 @@ class YardConsole(ConsoleData):
         return await asyncio.to_thread(read)
 
     async def route(self, model: str) -> Json:
-        return RouteView.of(await asyncio.to_thread(self._desk.changes.route, model)).model_dump()
+        return (await asyncio.to_thread(in_force, self._desk, model)).model_dump()
 
     async def route_history(self, model: str, limit: int) -> list[Json]:
         found = await asyncio.to_thread(self._desk.registry.route_history, model, limit)
@@ -115,13 +114,11 @@ class YardConsole(ConsoleData):
     async def roll_back(self, model: str, to: int | None, *, actor: str) -> Json:
         return route_changed(await self._desk.changes.roll_back(model, to, actor=actor)).model_dump()
 
-    async def rollout(self, model: str) -> Json | None:
-        return None
+    async def pause(self, model: str, reason: str, *, actor: str) -> None:
+        await self._desk.changes.pause(model, reason, actor=actor)
 
-    async def pause(self, model: str, *, actor: str) -> Json:
-        raise ConflictError(
-            f"nothing moves the route of {model} by itself", remedy="it stays as it is until somebody changes it"
-        )
+    async def resume(self, model: str, *, actor: str) -> None:
+        await self._desk.changes.resume(model, actor=actor)
 
     async def restart_engine(self, replica: str, *, actor: str) -> Json:
         drained_s = await self._desk.restart_engine(replica, actor=actor)

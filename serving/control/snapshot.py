@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from registry.models import Route, Version
+from registry.models import Pause, Route, Version
 from registry.store import Registry
 
 
@@ -23,6 +23,8 @@ class ModelSnapshot:
     """Label -> version, retired ones included, in the order of registration."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     route: Route | None = None
+    pause: Pause | None = None
+    """Where the route is held."""
 
     @property
     def created_at(self) -> float:
@@ -53,9 +55,10 @@ def take(registry: Registry) -> dict[str, ModelSnapshot]:
     aliases: dict[str, dict[str, str]] = {}
     for alias in registry.aliases():
         aliases.setdefault(alias.model, {})[alias.name] = alias.label
-    routes = registry.routes()
+    routes, pauses = registry.routes(), registry.pauses()
     return {
-        name: ModelSnapshot(name, labels, aliases.get(name, {}), routes.get(name)) for name, labels in versions.items()
+        name: ModelSnapshot(name, labels, aliases.get(name, {}), routes.get(name), pauses.get(name))
+        for name, labels in versions.items()
     }
 
 

@@ -18,7 +18,15 @@ from monitoring.statement import Statement, Usage
 from monitoring.unit_costs import UnitCost
 from monitoring.windows import Drift
 from registry.models import Version
-from serving.control.admin_models import DeviceView, DriftLine, ModelStatus, ReplicaView, VersionStatus, WorkerView
+from serving.control.admin_models import (
+    DeviceView,
+    DriftLine,
+    ModelStatus,
+    PauseView,
+    ReplicaView,
+    VersionStatus,
+    WorkerView,
+)
 from serving.control.snapshot import ModelSnapshot, RegistrySnapshot
 from serving.control.workers import WorkerStatus
 from serving.engines.replica import ReplicaStatus
@@ -162,6 +170,7 @@ def model_statuses(
                 fallback=list(model.route.fallback) if model.route else [],
                 segments=[one.name for one in model.route.segments] if model.route else [],
                 shadows={one.label: one.sample for one in model.route.shadows} if model.route else {},
+                pause=PauseView.of(model.pause),
                 versions=[version_status(model, one) for one in model.versions.values() if one.retired_at is None],
                 aliases=dict(model.aliases),
             )

@@ -468,6 +468,7 @@ class Yard:
                 for label, weight in model.route.weights.items()
             },
             revisions={model.name: model.route.revision for model in served if model.route},
+            paused={model.name for model in served if model.pause},
             generation=table.generation if table else 0,
             drift=self.parts.drift.state(),
             splits=self._splits.state(),

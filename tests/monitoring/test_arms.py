@@ -51,5 +51,6 @@ def test_wilson_agrees_with_the_published_example() -> None:
 def test_an_interval_holds_its_share_and_lies_within_bounds(of: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, of))
     low, high = wilson(hits, of) or (1.0, 0.0)
+    assert (low == 0.0, high == 1.0) == (hits == 0, hits == of), "the ends are exact"
     assert 0 <= low <= hits / of + 1e-12
     assert hits / of - 1e-12 <= high <= 1

@@ -28,7 +28,8 @@ CONTRACT = {
     *("modelyard_completion_tokens", "modelyard_tokens_per_second", "modelyard_inflight_requests"),
     *("modelyard_engine_up", "modelyard_gpu_utilization_ratio", "modelyard_gpu_memory_used_bytes"),
     *("modelyard_gpu_power_watts", "modelyard_gpu_energy_joules", "modelyard_gpu_seconds", "modelyard_cpu_seconds"),
-    *("modelyard_cost", "modelyard_cost_per_1k_requests", "modelyard_route_weight", "modelyard_build_info"),
+    *("modelyard_cost", "modelyard_cost_per_1k_requests", "modelyard_route_weight", "modelyard_rollout_state"),
+    "modelyard_build_info",
     *("modelyard_router_resident_bytes", "modelyard_ledger_lag_seconds", "modelyard_cost_residual_seconds"),
 }
 
@@ -93,6 +94,29 @@ def test_versions_have_series_before_their_first_request(shown: tuple[CollectorR
     assert registry.get_sample_value("modelyard_requests_total", labels | failed) == 0
     assert registry.get_sample_value("modelyard_fallbacks_total", labels) == 0
     assert registry.get_sample_value("modelyard_route_weight", labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "paused", "state"),
+    [
+        ({"v1": 10_000, "v2": 0}, (), "stable"),
+        ({"v1": 9_000, "v2": 1_000}, (), "progressing"),
+        ({"v1": 9_000, "v2": 1_000}, ("assistant",), "paused"),
+        ({"v1": 10_000}, ("assistant",), "paused"),
+        ({"v1": 10_000}, ("other",), "stable"),
+    ],
+)
+def test_a_route_is_in_one_state(
+    shown: tuple[CollectorRegistry, Metrics], weights: dict[str, int], paused: tuple[str, ...], state: str
+) -> None:
+    registry, metrics = shown
+    both = {("assistant", label): weight for label, weight in weights.items()} | {("other", "v1"): 10_000}
+    metrics.publish(Snapshot(weights=both, revisions={"assistant": 1, "other": 1}, paused=paused))
+    found = {
+        one: registry.get_sample_value("modelyard_rollout_state", {"model": "assistant", "state": one})
+        for one in ("stable", "progressing", "paused")
+    }
+    assert found == dict.fromkeys(found, 0.0) | {state: 1.0}
 
 
 def test_counters_go_on_after_a_restart(tmp_path: Path) -> None:

@@ -105,6 +105,20 @@ def test_a_route_is_set_shown_and_rolled_back(yard: Stack) -> None:
     yard.cli("route", "set", "assistant", "v1=9000", "v2=1000")
 
 
+def test_a_paused_route_is_told_and_kept(yard: Stack) -> None:
+    said = yard.cli("route", "pause", "assistant", "--reason", "v2 [slow] since noon").stdout
+    assert "assistant  held at route" in said
+    assert "v1 90%  v2 10%" in said
+    for command in (("status",), ("route", "show", "assistant")):
+        assert "v2 [slow] since noon" in " ".join(yard.cli(*command).stdout.split())
+    refused = yard.cli("route", "set", "assistant", "v1=100%", check=2)
+    assert "the route of assistant is paused by" in refused.stderr
+    assert "`modelyard route resume assistant`" in refused.stderr
+    assert yard.json("route", "resume", "assistant")["pause"] is None
+    assert "is not paused" in yard.cli("route", "resume", "assistant", check=2).stderr
+    assert "paused" not in yard.cli("route", "show").stdout
+
+
 def test_versions_and_aliases(yard: Stack) -> None:
     assert [one["label"] for one in yard.json("versions", "list", "assistant")][:2] == ["v1", "v2"]
     yard.cli("alias", "set", "assistant", "champion=v1", "challenger=v2")

@@ -1,4 +1,4 @@
-"""What an operator does to traffic: weights, roll back, pause. Each asks, does, and shows the result.
+"""What an operator does to traffic: weights, roll back, pause, resume. Each asks, does, and shows the result.
 
 Owns: these dialogs (pages of their own without scripts). Never: deciding whether a change is allowed (the source does).
 """
@@ -16,7 +16,7 @@ from monitoring.console.pages.signing import fields
 from monitoring.console.shell import Page, Shell, actor_of
 from monitoring.console.words import points
 from registry.errors import NotFoundError, RegistryError
-from registry.models import BUCKETS
+from registry.models import BUCKETS, REASON_LENGTH_MAX
 
 PAGE = Page("/actions", "Actions", "", order=0, private=True, live=False)
 _SHARE: Final = re.compile(r"\d{1,3}([.,]\d{0,2})?")
@@ -92,19 +92,31 @@ def _rollback(router: APIRouter, shell: Shell) -> None:
 
 
 def _pause(router: APIRouter, shell: Shell) -> None:
+    """One page for both: it offers what the route is not."""
     page = Page(PAGE.path, "Pause", "", order=0, live=False)
+
+    def show(request: Request, found: dict[str, Any], done: str = "") -> Response:
+        return shell.render(
+            request, page, "pause.html", model=found, pause=found["pause"], done=done,
+            shares=_mix(found, found["route"]), reason_max=REASON_LENGTH_MAX,
+        )  # fmt: skip
 
     @router.get("/actions/pause")
     async def ask(request: Request, model: Model) -> Response:
-        found = await _model(shell, model)
-        rollout = await shell.source.rollout(found["model"])
-        return shell.render(request, page, "pause.html", model=found, rollout=rollout, done=None)
+        return show(request, await _model(shell, model))
 
     @router.post("/actions/pause")
-    async def do(request: Request) -> Response:
-        found = await _model(shell, (await fields(request)).get("model", ""))
-        done = await shell.source.pause(found["model"], actor=actor_of(request))
-        return shell.render(request, page, "pause.html", model=found, rollout=None, done=done)
+    async def pause(request: Request) -> Response:
+        said = await fields(request)
+        name = (await _model(shell, said.get("model", "")))["model"]
+        await shell.source.pause(name, said.get("reason", ""), actor=actor_of(request))
+        return show(request, await _model(shell, name), "paused")
+
+    @router.post("/actions/resume")
+    async def resume(request: Request) -> Response:
+        name = (await _model(shell, (await fields(request)).get("model", "")))["model"]
+        await shell.source.resume(name, actor=actor_of(request))
+        return show(request, await _model(shell, name), "resumed")
 
 
 def _done(request: Request, shell: Shell, page: Page, model: dict[str, Any], done: dict[str, Any]) -> Response:

@@ -20,6 +20,8 @@ WORDS: Final = {
     "route.set": "changed the weights",
     "route.forced": "changed the weights by force",
     "route.rollback": "rolled back",
+    "route.pause": "paused a route",
+    "route.resume": "let a route go on",
     "route.rules": "changed the rules of a route",
     "gate.record": "recorded the verdict of a gate",
     "alias.set": "moved an alias",

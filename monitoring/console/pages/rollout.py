@@ -103,7 +103,7 @@ async def look(shell: Shell, model: str) -> dict[str, Any]:
         "arms": compared(arms(traffic.records, since=traffic.since), weights, labels),
         "policy": policy,
         "verdicts": verdicts[:5],
-        "mover": await source.rollout(model),
+        "pause": status["pause"],
         "split": divided(await source.split(model), weights),
         "chart": over_time(found, now=now, colours=colours, model=model),
     }

@@ -60,7 +60,9 @@
 
   // --- morphing keeps what somebody types into; charts.js keeps its pictures ---
 
-  if (window.Idiomorph) Idiomorph.defaults.ignoreActiveValue = true;
+  // Read anew at every morph: of a link or button that has the focus, the words must change as everything does.
+  const isTyping = () => Boolean(document.activeElement?.matches("input, textarea"));
+  if (window.Idiomorph) Object.defineProperty(Idiomorph.defaults, "ignoreActiveValue", { get: isTyping, enumerable: true });
 
   // --- the dialog ---
 

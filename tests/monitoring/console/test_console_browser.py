@@ -159,13 +159,63 @@ def test_weights_are_changed_and_rolled_back_by_keyboard(visit: Any, yard: Stack
         assert page.get_by_label("What").input_value() == "route.rollback"
 
 
-def test_pause_says_honestly_that_nothing_moves(visit: Any) -> None:
+def test_a_route_is_paused_with_a_reason_and_resumed(visit: Any, yard: Stack) -> None:
     with visit("/console/") as one:
-        one.page.get_by_role("button", name="Pause the rollout of assistant").click()
-        dialog = one.page.get_by_role("dialog", name="Pause assistant")
-        assert "There is nothing to pause" in dialog.inner_text()
-        dialog.get_by_role("link", name="Change weights").click()
-        one.page.get_by_role("dialog", name="Change weights of assistant").wait_for()
+        page = one.page
+        before = weights(yard)
+        page.get_by_role("button", name="Pause assistant").click()
+        dialog = page.get_by_role("dialog", name="Pause assistant")
+        dialog.get_by_label("Why?").fill("v2 looks <b>slow</b>")
+        one.axe()
+        one.shot("dialog-pause", whole=False)
+        page.keyboard.press("Enter")
+        dialog.get_by_role("status").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_text("v2 looks <b>slow</b>").wait_for()
+        assert "Paused" in page.get_by_role("region", name="assistant").inner_text()
+        one.axe()
+
+        one.go("/console/rollout/assistant")
+        page.get_by_text("v2 looks <b>slow</b>").wait_for()
+        page.get_by_role("button", name="Change weights").click()
+        page.get_by_role("textbox", name="v1").fill("50")
+        page.get_by_role("textbox", name="v2").fill("50")
+        page.get_by_role("button", name="Show what would happen").click()
+        refusal = page.locator(".alert.wait")
+        refusal.wait_for()
+        assert "the route of assistant is paused by Ada" in refusal.inner_text()
+        page.keyboard.press("Escape")
+
+        page.get_by_role("button", name="Resume").click()
+        dialog = page.get_by_role("dialog", name="Resume assistant")
+        assert "Ada paused the route" in dialog.inner_text()
+        one.shot("dialog-resume", whole=False)
+        dialog.get_by_role("button", name="Resume").click()
+        dialog.get_by_role("status").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Pause").wait_for()
+        assert weights(yard) == before
+
+        one.go("/console/audit?subject=assistant")
+        said = page.locator("tbody").inner_text()
+        assert "let a route go on" in said
+        assert "paused a route" in said
+
+
+def test_without_scripts_a_route_is_paused_too(browser: Any, yard: Stack, cookie: dict[str, str]) -> None:
+    context = browser.new_context(java_script_enabled=False, base_url=yard.admin_url)
+    try:
+        own = [{"name": name, "value": value, "url": yard.admin_url} for name, value in cookie.items()]
+        context.add_cookies(own)
+        page = context.new_page()
+        page.goto("/console/actions/pause?model=assistant")
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_text("stays where it is until").wait_for()
+        page.goto("/console/actions/pause?model=assistant")
+        page.get_by_role("button", name="Resume").click()
+        page.get_by_text("may change again").wait_for()
+    finally:
+        context.close()
 
 
 def test_an_engine_that_is_down_stands_at_the_top(visit: Any, yard: Stack, engines: dict[str, FakeEngine]) -> None:

@@ -35,6 +35,7 @@ def status(*versions: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "revision": 3,
         "fallback": ["v1"],
         "segments": [],
+        "pause": None,
         "shadows": {},
         "aliases": {"champion": "v1"},
         "versions": list(versions),
