@@ -95,6 +95,6 @@ def test_a_scale_refuses_what_has_no_logarithm() -> None:
 def test_every_command_says_what_it_does(name: str) -> None:
     command = [sys.executable, str(BENCHMARKS / name), "--help"]
     env = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
     assert "--write" in done.stdout

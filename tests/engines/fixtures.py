@@ -40,23 +40,23 @@ class FakeEngine:
 
     def stats(self) -> dict[str, Any]:
         """Requests seen and cancelled, with times and the usage reported (`/fake/stats`)."""
-        answer: dict[str, Any] = httpx.get(f"{self.url}/fake/stats", trust_env=False).json()
+        answer: dict[str, Any] = httpx.get(f"{self.url}/fake/stats", trust_env=False, timeout=30).json()
         return answer
 
     def last(self) -> dict[str, Any]:
         """How many requests it has seen, and its last two: cheap where there were many (`/fake/last`)."""
-        answer: dict[str, Any] = httpx.get(f"{self.url}/fake/last", trust_env=False).json()
+        answer: dict[str, Any] = httpx.get(f"{self.url}/fake/last", trust_env=False, timeout=30).json()
         return answer
 
     def behave(self, **behaviour: object) -> None:
         """Change its behaviour from the next request on; the names are those of the flags, with underscores."""
-        httpx.post(f"{self.url}/fake/behave", json=behaviour, trust_env=False).raise_for_status()
+        httpx.post(f"{self.url}/fake/behave", json=behaviour, trust_env=False, timeout=30).raise_for_status()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """End the process and whatever it started; the port stays known."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        self.process.wait(10)
+        self.process.wait(30)
 
 
 def start_fake_engine(*flags: str, port: int = 0) -> FakeEngine:

@@ -43,7 +43,7 @@ def llama_engines(model: Path, count: int, **engine_args: object) -> Iterator[li
 
 
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:

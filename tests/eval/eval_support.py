@@ -84,7 +84,7 @@ class Cli:
                 time.sleep(0.005)
             assert process.poll() is None, f"it ended before it could be stopped: {process.communicate()}"
             process.send_signal(number)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=100)
         assert process.returncode == (-number if number == signal.SIGKILL else 130)
         return err
 

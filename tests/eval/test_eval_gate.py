@@ -71,7 +71,7 @@ def test_slices_and_ratios_can_fail_a_gate_too(cli: Cli, tmp_path: Path, fake_en
             enumerate((folder / "cases.jsonl").read_text().splitlines())]  # fmt: skip
     (folder / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     good = f"{fake_engine().url}#fake"
-    slow = f"{fake_engine('--first-token-delay-s', '0.5').url}#fake"
+    slow = f"{fake_engine('--first-token-delay-s', '1.5').url}#fake"
     bad = f"{fake_engine('--word', 'x').url}#fake"
     path = write_policy(tmp_path, entry={"margin": 0.4}, max_latency_ratio=2.0, max_cost_ratio=2.0)
     code, found = gate(cli, path, good, slow, "--concurrency", "16")

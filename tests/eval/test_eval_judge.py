@@ -1,6 +1,7 @@
 """Judges: their verdicts read strictly, asked in both orders, compared with people."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -384,10 +385,9 @@ def test_judged_scores_say_how_the_judge_agrees_with_people(
     assert (calibration["labels"], calibration["accuracy"]["value"]) == (20, 0.2)
     shown = json.loads(cli.call(*arguments, "--judge", judge.ref, "--json").stdout)
     assert shown["overall"]["mean"] == 0.5
-    assert shown["judges"] == [
-        f"judge {judge.ref} (rubric): " + _line(made.stdout),
-        "judging took 440 tokens and 0 s of waiting",
-    ]
+    agreement, took = shown["judges"]
+    assert agreement == f"judge {judge.ref} (rubric): " + _line(made.stdout)
+    assert re.fullmatch(r"judging took 440 tokens and \d+ s of waiting", took)
     assert "20.0%" in cli.call("judge", "list").stdout
 
 

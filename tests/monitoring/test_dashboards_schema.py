@@ -46,7 +46,7 @@ def check(compiler: list[str], dashboards: dict[str, str]) -> str:
         path.write_text(f"import type {{ Checked }} from './schema';\nexport const board: Checked = {text};\n")
         files.append(path.name)
     argv = [*compiler, "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", *files]
-    done = subprocess.run(argv, cwd=MODULES, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(argv, cwd=MODULES, capture_output=True, text=True, check=False, timeout=250)
     return done.stdout + done.stderr
 
 

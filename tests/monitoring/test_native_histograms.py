@@ -66,7 +66,7 @@ def prometheus(folder: Path, program: str, target: str, features: str) -> Iterat
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log)
     try:
-        running, limit = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + 30
+        running, limit = Prometheus(f"http://127.0.0.1:{port}"), time.monotonic() + 60
         while True:
             try:
                 if httpx.get(f"{running.url}/-/ready", timeout=2).status_code == 200:
@@ -138,7 +138,7 @@ def exact(values: list[float], quantile: float) -> tuple[float, float]:
 def exemplars_of(running: Prometheus, query: str) -> dict[str, float]:
     """Trace -> value, of what Prometheus stored."""
     about: dict[str, Any] = {"query": query, "start": time.time() - 3600, "end": time.time() + 60}
-    answer = httpx.get(f"{running.url}/api/v1/query_exemplars", params=about, timeout=10).json()
+    answer = httpx.get(f"{running.url}/api/v1/query_exemplars", params=about, timeout=30).json()
     assert answer["status"] == "success"
     return {one["labels"]["trace_id"]: float(one["value"]) for found in answer["data"] for one in found["exemplars"]}
 
