@@ -168,7 +168,7 @@ LOAD = Row(
             124,
             "In flight, as the router counts",
             "Beside Running and Waiting: what the router handed over and has no end of yet. Higher for long than both "
-            "together: an engine hangs; `modelyard restart` it.",
+            "together: an engine hangs; `modelyard restart --engine REPLICA` replaces it.",
             (Query(f"modelyard_inflight_requests{{{WHICH}}}", ARM),),
         ),
         Panel(
