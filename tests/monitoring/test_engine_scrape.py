@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +27,7 @@ class Engine(ThreadingHTTPServer):
         self.status = 200
         self.delay_s = 0.0
         self.together = threading.Barrier(1)
+        self.ends = threading.Event()
 
     @property
     def url(self) -> str:
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Engine
 
     def do_GET(self) -> None:
-        time.sleep(self.server.delay_s)
+        self.server.ends.wait(self.server.delay_s)
         self.server.together.wait(30)
         self.send_response(self.server.status)
         self.end_headers()
@@ -54,6 +54,7 @@ def engine() -> Iterator[Engine]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
+    server.ends.set()
     server.shutdown()
     server.server_close()
     thread.join(5)
