@@ -110,8 +110,8 @@ class ConsoleSource(DataSource, Protocol):
         """Let the model's route be changed again. Raises ConflictError where it is not paused."""
 
     async def restart_engine(self, replica: str, *, actor: str) -> Json:
-        """Let an engine finish what it has, then start it anew; answers when it is starting: `{"replica", "state",
-        "drained_s"}`."""
+        """Let an engine finish what it has, then start it anew; answers when it is starting: `{"replica", "drained_s",
+        "unfinished"}`, the requests that it still had when the time to drain was over."""
 
     # --- who is there ---
 

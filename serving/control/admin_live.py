@@ -99,7 +99,7 @@ async def _log_tail(control: Control, replica: str, lines: int) -> LogTail:
 
 
 async def _restarted(control: Control, name: str, actor: str) -> EngineRestartView:
-    return EngineRestartView(**asdict(await control.renew_engine(name, actor=actor)))
+    return EngineRestartView(**asdict(await control.restart_engine(name, actor=actor)))
 
 
 def parse_since(text: str | None, now: float) -> float | None:

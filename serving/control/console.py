@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,7 @@ class YardConsole(ConsoleData):
         await self._desk.changes.resume(model, actor=actor)
 
     async def restart_engine(self, replica: str, *, actor: str) -> Json:
-        drained_s = await self._desk.restart_engine(replica, actor=actor)
-        return {"replica": replica, "state": "starting", "drained_s": drained_s}
+        return asdict(await self._desk.restart_engine(replica, actor=actor))
 
     # --- who is there ---
 

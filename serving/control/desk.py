@@ -217,11 +217,7 @@ class Desk:
         await asyncio.to_thread(record, actor=actor, at=time.time(), after=after)
         return done
 
-    async def restart_engine(self, replica: str, *, actor: str) -> float:
-        """Restart an engine as `renew_engine` does; returns for how long it drained."""
-        return (await self.renew_engine(replica, actor=actor)).drained_s
-
-    async def renew_engine(self, name: str, *, actor: str) -> EngineRestart:
+    async def restart_engine(self, name: str, *, actor: str) -> EngineRestart:
         """Let an engine answer what it has, then start it anew; returns once it is starting. `name` is a replica's, or
         that of a version with one engine.
 
