@@ -24,7 +24,7 @@ models:
 
 def metrics(yard: RunningYard) -> dict[tuple[str, ...], float]:
     """(name, *label values) -> value, of what a scrape shows."""
-    text = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text
+    text = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False, timeout=30).text
     return {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
@@ -38,10 +38,11 @@ def test_a_queue_of_the_configuration_holds_over_all_workers_and_shows_in_the_me
     engine = fake_engine()
     with RunningYard(tmp_path, CONFIG.format(url=engine.url)) as yard, ThreadPoolExecutor(8) as pool:
         until(lambda: yard.api.get("/health/ready").status_code == 200)
-        engine.behave(first_byte_delay_s=2.0)  # only now: probing it should not take so long
+        engine.behave(first_byte_delay_s=10.0)  # only now: probing it should not take so long
         futures = [pool.submit(yard.chat) for _ in range(8)]
         waits = ("modelyard_queue_length", "m", "interactive")
-        until(lambda: metrics(yard)[waits] == 1)
+        until(lambda: sum(future.done() for future in futures) == 6 and metrics(yard)[waits] == 1)
+        engine.behave(first_byte_delay_s=0.0)
         statuses = sorted(future.result().status_code for future in futures)
         assert statuses == [200, 200, *[429] * 6]
         refused = ("modelyard_rejections_total", "m", "queue_full")
@@ -75,4 +76,4 @@ def test_a_keys_limits_hold_over_all_workers_and_its_budget_over_a_restart(
 def ask(yard: RunningYard, headers: dict[str, str]) -> httpx.Response:
     """One request on a connection of its own, so that any worker may get it."""
     body = {"model": "m", "messages": [{"role": "user", "content": "one two three"}]}
-    return httpx.post(f"{yard.info.url}/v1/chat/completions", json=body, headers=headers, trust_env=False)
+    return httpx.post(f"{yard.info.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30)

@@ -55,12 +55,12 @@ class Connections:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                answer = ask(socket.create_connection(("127.0.0.1", self._port), 20), close=True)
+                answer = ask(socket.create_connection(("127.0.0.1", self._port), 60), close=True)
             except OSError as error:
                 self.failures.append(repr(error))
                 continue
@@ -74,7 +74,7 @@ def ask(connection: socket.socket, *, close: bool = False) -> bytes:
     """One short request over a connection; the whole answer. Closes the connection where it says so."""
     body = json.dumps({"model": "m", "messages": [], "max_tokens": 1}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.sendall((head + ("connection: close\r\n" if close else "") + "\r\n").encode() + body)
     answer = b""
     while True:
@@ -122,7 +122,7 @@ def test_a_replacement_under_load_fails_no_request_and_counts_each_once(
                 done = yard.admin.post("/workers/restart", timeout=120)
                 assert done.status_code == 200, done.text
                 assert [one["cut_off"] for one in done.json()["replacements"]] == [0] * workers
-            user.join(30)
+            user.join(120)
         assert (streams.failures, short.failures, fresh.failures) == ([], [], [])
         assert min(streams.completed, short.completed, fresh.completed) > 10
         assert len(idle) == len(kept)
@@ -148,7 +148,7 @@ def use(connections: list[socket.socket]) -> list[bytes]:
 
 
 def test_a_stream_beyond_the_drains_deadline_ends_with_an_error_event(fake_engine: Engines, tmp_path: Path) -> None:
-    engine = fake_engine("--events", "200", "--gap-s", "0.05")
+    engine = fake_engine("--events", "2000", "--gap-s", "0.05")
     with RunningYard(tmp_path, config(engine, drain_s=0.5)) as yard:
         body = {"model": "m", "messages": [], "stream": True}
         with yard.api.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -158,12 +158,12 @@ def test_a_stream_beyond_the_drains_deadline_ends_with_an_error_event(fake_engin
             asking = threading.Thread(target=lambda: restarting.append(yard.admin.post("/workers/restart")))
             asking.start()
             events = [line for line in lines if line.startswith("data: ")]
-            asking.join(10)
+            asking.join(60)
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "router_stopping"
         assert "data: [DONE]" not in events
         (one,) = restarting[0].json()["replacements"]
         assert one["cut_off"] == 1
-        assert one["drained_s"] < 3
+        assert one["drained_s"] < 50, "half of what the stream would have taken"
         usage = until(lambda: [row for row in yard.get("cost")["usage"] if row["requests"].get("truncated")] or None)
         assert usage[0]["requests"]["truncated"] == 1
         assert yard.chat(max_tokens=1).status_code == 200
@@ -183,7 +183,7 @@ def test_an_idle_connection_is_told_to_leave_and_not_shut_in_its_clients_face(
         answer = ask(kept)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer
-        asking.join(10)
+        asking.join(60)
         assert not asking.is_alive()
 
 
@@ -203,14 +203,17 @@ def test_a_worker_that_does_not_come_up_leaves_the_old_one_serving(fake_engine: 
 
 
 def test_a_second_replacement_at_the_same_time_is_refused(fake_engine: Engines, tmp_path: Path) -> None:
-    engine = fake_engine("--events", "40", "--gap-s", "0.05")
+    engine = fake_engine("--events", "300", "--gap-s", "0.05")
     with RunningYard(tmp_path, config(engine)) as yard:
         first: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: first.append(yard.admin.post("/workers/restart")))
-        asking.start()
-        until(lambda: yard.get("workers", "restart")["running"])
-        assert yard.admin.post("/workers/restart").status_code == 409
-        asking.join(20)
+        body = {"model": "m", "messages": [], "stream": True}
+        with yard.api.stream("POST", "/v1/chat/completions", json=body) as response:  # the old worker waits for it
+            next(response.iter_bytes())
+            asking.start()
+            until(lambda: yard.get("workers", "restart")["running"])
+            assert yard.admin.post("/workers/restart").status_code == 409
+        asking.join(60)
         assert first[0].status_code == 200
 
 
@@ -256,7 +259,7 @@ def test_an_apply_that_names_another_certificate_replaces_the_workers_by_itself(
         until(lambda: sum(one["connections"] for one in yard.get("status")["workers"]) or None)
         done = yard.admin.post("/apply", json={"config": with_pair(second), "path": str(yard.path)})
         assert done.status_code == 200, done.text
-        running.join(10)
+        running.join(60)
         assert streamed[0].endswith(b"data: [DONE]\n\n")
         assert not set(pids(yard).values()) & set(before.values())
         assert post(yard.info.url, second[0], {"model": "m", "messages": [], "max_tokens": 1}).status_code == 200
@@ -266,7 +269,7 @@ def test_an_apply_that_names_another_certificate_replaces_the_workers_by_itself(
 
 
 def post(url: str, certificate: Path, body: dict[str, Any]) -> httpx.Response:
-    with httpx.Client(verify=trusting(certificate, url), trust_env=False, timeout=20) as client:
+    with httpx.Client(verify=trusting(certificate, url), trust_env=False, timeout=60) as client:
         return client.post(f"{url}/v1/chat/completions", json=body)
 
 
@@ -277,7 +280,7 @@ def test_a_worker_that_hangs_takes_no_new_clients(fake_engine: Engines, tmp_path
         os.kill(hanging, signal.SIGSTOP)
         try:
             for _ in range(40):
-                assert ask(socket.create_connection(("127.0.0.1", port), 5), close=True).startswith(b"HTTP/1.1 200")
+                assert ask(socket.create_connection(("127.0.0.1", port), 30), close=True).startswith(b"HTTP/1.1 200")
         finally:
             os.kill(hanging, signal.SIGCONT)
 
@@ -290,7 +293,7 @@ def test_clients_that_wait_to_be_accepted_by_a_worker_that_is_killed_are_accepte
         port, both = int(yard.info.url.rpartition(":")[2]), pids(yard)
         for pid in both.values():
             os.kill(pid, signal.SIGSTOP)
-        waiting = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(40)]  # in the accept queue
+        waiting = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(40)]  # in the accept queue
         os.kill(both["w0"], signal.SIGKILL)
         os.kill(both["w1"], signal.SIGCONT)
         assert all(ask(one, close=True).startswith(b"HTTP/1.1 200") for one in waiting)

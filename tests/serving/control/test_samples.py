@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from engines.fixtures import FakeEngine
-from yard_harness import RunningYard, until
+from yard_harness import RunningYard, files_in, until
 
 CANARY = "xylograph"
 CONFIG = """
@@ -59,7 +59,7 @@ def samples(yard: RunningYard, count: int, **query: Any) -> list[dict[str, Any]]
 
 def holds(folder: Path, text: str) -> list[str]:
     """The files below `folder` that hold a text."""
-    return [str(path) for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    return [str(path) for path, data in files_in(folder).items() if text.encode() in data]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_text_is_kept_redacted_for_every_api_streamed_or_not(engine: FakeEngine,
             assert sample["completion_tokens"] == 4
             assert sample["features"]["output_characters"] == float(len(sample["output"]))
         assert not any("messages" in one or "output" in one for one in samples(yard, 8, texts="false"))
-        metrics = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False, timeout=30).text
         assert 'modelyard_samples_total{model="m",version="v1"} 8.0' in metrics
         until(lambda: not list(yard.state.spool.iterdir()))
     assert holds(yard.state.root, "ann@example") == []
@@ -124,7 +124,7 @@ def test_nothing_is_sampled_unless_somebody_says_so(engine: FakeEngine, tmp_path
     with RunningYard(tmp_path, config(engine, "{store: text}")) as yard:
         ask(yard)
         until(lambda: yard.get("cost")["usage"])
-        yard.yard._samples.step()
+        yard.yard.parts.samples.step()
         assert yard.get("samples") == {"total": 0, "samples": []}
         more = config(engine, "{rate: 1, store: text}")
         assert yard.admin.post("/apply", json={"config": more, "path": str(yard.path)}).status_code == 200
@@ -152,13 +152,13 @@ def test_feedback_finds_its_request_and_the_last_word_counts(engine: FakeEngine,
         unknown = yard.admin.post("/feedback", json={"request_id": "req-nobody", "score": 1})
         assert unknown.status_code == 404
         assert "there was no request req-nobody" in unknown.json()["error"]["message"]
-        metrics = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False, timeout=30).text
         assert 'modelyard_feedback_total{model="m",score="negative",version="v1"} 1.0' in metrics
         assert 'modelyard_feedback_total{model="m",score="positive",version="v1"} 2.0' in metrics
     with RunningYard(tmp_path, config(engine, "{rate: 1.0, store: text}")) as yard:
         again = yard.admin.post("/feedback", json={"request_id": one, "score": 0}).json()
         assert again["model"] == "m", "after a restart a request is found in its segment"
-        metrics = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False, timeout=30).text
         assert 'modelyard_feedback_total{model="m",score="positive",version="v1"} 2.0' in metrics
 
 
@@ -175,7 +175,7 @@ def test_only_the_key_that_asked_may_judge_and_reading_needs_the_token(engine: F
         assert (found["request_id"], found["version"]) == (asked, "v1"), "requests that are not sampled count too"
 
         def ignored() -> bool:
-            text = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text
+            text = httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False, timeout=30).text
             return 'modelyard_feedback_ignored_total{reason="other_key"} 1.0' in text
 
         until(ignored)

@@ -29,7 +29,7 @@ def modelyard(yard: RunningYard, *words: str, code: int = 0) -> str:
     """What a command prints."""
     environment = {**os.environ, "MODELYARD_STATE_DIR": str(yard.state.root)}
     done = subprocess.run(
-        [*CALL, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*CALL, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr

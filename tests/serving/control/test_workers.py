@@ -32,7 +32,7 @@ def make(root: Path, failures: list[Failure] | None = None) -> Workers:
     return Workers(root / "workers", segments, on_failure=noted.append, rng=random.Random(1))
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     limit = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < limit, "it did not come true"
@@ -49,7 +49,7 @@ def pids(workers: Workers) -> dict[str, int]:
 
 
 def live(port: int) -> int:
-    return httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False).status_code
+    return httpx.get(f"http://127.0.0.1:{port}/health/live", trust_env=False, timeout=30).status_code
 
 
 def test_every_worker_serves_by_a_published_table_and_nothing_is_left_after_a_stop(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_every_worker_serves_by_a_published_table_and_nothing_is_left_after_a_st
         assert workers.port > 0
         published = await workers.publish(Table(generation=4))
         assert (published.generation, published.waiting_for) == (4, ())
-        assert published.applied_ms < 1000
+        assert 0 < published.applied_ms < 30_000
         await workers.ask()
         statuses = workers.statuses()
         assert [(one.id, one.state, one.generation) for one in statuses] == [("w0", "ready", 4), ("w1", "ready", 4)]
@@ -95,9 +95,9 @@ def test_a_stuck_worker_does_not_hold_up_a_publication(tmp_path: Path) -> None:
         workers = make(tmp_path)
         await workers.start("127.0.0.1", 0, 2)
         os.kill(pids(workers)["w1"], signal.SIGSTOP)
-        published = await workers.publish(Table(generation=3), timeout_s=0.3)
+        published = await workers.publish(Table(generation=3), timeout_s=3.0)
         assert published.waiting_for == ("w1",)
-        assert published.applied_ms < 2000
+        assert 3000 <= published.applied_ms < 30_000
         os.kill(pids(workers)["w1"], signal.SIGCONT)
         await until(lambda: workers.statuses()[1].generation == 3)
         await workers.stop(5.0)
@@ -122,7 +122,7 @@ def test_a_new_control_plane_adopts_the_workers_that_run(tmp_path: Path) -> None
         await until(lambda: pids(second)["w0"] != before["w0"] and second.statuses()[0].generation == 10)
         await second.stop(5.0)
         assert not any(_runs(pid) for pid in before.values())
-        assert [child.wait(5) for child in children]
+        assert [child.wait(30) for child in children]
 
     run(body)
 
@@ -148,7 +148,7 @@ def test_workers_that_listen_elsewhere_are_not_adopted_but_ended(tmp_path: Path)
         assert not any(_runs(pid) for pid in before.values())
         assert list(pids(second)) == ["w0"]
         await second.stop(5.0)
-        assert [child.wait(5) for child in children]
+        assert [child.wait(30) for child in children]
 
     run(body)
 
@@ -174,7 +174,7 @@ def test_workers_are_adopted_with_the_certificate_that_is_wanted_only(
         await plain.publish(Table(generation=2))
         assert live(port) == 200
         await plain.stop(5.0)
-        assert [child.wait(5) for child in children] == [0]
+        assert [child.wait(30) for child in children] == [0]
 
     run(body)
 
@@ -260,7 +260,7 @@ def test_a_worker_whose_control_plane_was_killed_before_it_was_written_down_is_e
         assert await second.start("127.0.0.1", 0, 1) == 0
         assert not _runs(before)
         await second.stop(5.0)
-        assert [child.wait(5) for child in children] == [0]
+        assert [child.wait(30) for child in children] == [0]
 
     run(body)
 
@@ -306,7 +306,7 @@ def test_a_worker_that_lost_its_connection_is_waited_for_by_a_publication(tmp_pa
         (tmp_path / "workers" / "w0" / "control.sock").rename(tmp_path / "away")
         _, other = await asyncio.open_unix_connection(str(tmp_path / "away"))  # the newest connection wins
         await until(lambda: workers.statuses()[0].generation == 0)
-        published = await workers.publish(Table(generation=2), timeout_s=0.3)
+        published = await workers.publish(Table(generation=2), timeout_s=3.0)
         assert published.waiting_for == ("w0",)
         (tmp_path / "away").rename(tmp_path / "workers" / "w0" / "control.sock")
         assert (await workers.publish(Table(generation=3))).waiting_for == ()

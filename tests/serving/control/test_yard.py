@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 from engines.fixtures import FakeEngine
-from yard_harness import CONFIG, RunningYard, until
+from yard_harness import CONFIG, RunningYard, files_in, until
 
 from registry.errors import RegistryError
 from registry.terminal import ExitCode, UserError
@@ -38,7 +38,7 @@ def test_a_restart_keeps_the_route_the_counts_and_the_generation(fake_engine: En
         yard.admin.put("/models/m/route", json={"weights": {"v1": 4000, "v2": 6000}})
         for _ in range(5):
             assert yard.chat().status_code == 200
-        assert completed(yard) == 5
+        until(lambda: completed(yard) == 5)
         generation = yard.get("status")["generation"]
         workers = [one["pid"] for one in yard.get("status")["workers"]]
     assert yard.state.read_yard() is None
@@ -46,7 +46,7 @@ def test_a_restart_keeps_the_route_the_counts_and_the_generation(fake_engine: En
     with RunningYard(tmp_path, text) as yard:
         assert yard.get("models", "m", "route")["weights"] == {"v1": 4000, "v2": 6000}
         assert yard.chat().status_code == 200
-        assert completed(yard) == 6
+        until(lambda: completed(yard) == 6)
         status = yard.get("status")
         assert status["generation"] > generation
         assert [one["requests"] for one in status["models"][0]["versions"]] != [0, 0]
@@ -62,16 +62,16 @@ def test_requests_in_flight_are_finished_by_a_stop(fake_engine: Engines, tmp_pat
         got: list[str] = []
 
         def read() -> None:
-            with httpx.stream("POST", url, json=engine_body, trust_env=False, timeout=30) as answer:
+            with httpx.stream("POST", url, json=engine_body, trust_env=False, timeout=60) as answer:
                 got.extend(answer.iter_lines())
 
         reader = threading.Thread(target=read)
         reader.start()
         until(lambda: got)
-    reader.join(10)
+    reader.join(60)
     assert got[-2:] == ["data: [DONE]", ""] or "data: [DONE]" in got
     with RunningYard(tmp_path, text) as again:
-        assert completed(again) == 1
+        until(lambda: completed(again) == 1)
 
 
 def test_a_second_yard_on_a_state_directory_is_refused_with_the_pid_of_the_first(
@@ -110,7 +110,7 @@ def test_an_apply_adds_and_removes_versions_and_leaves_the_others_alone(fake_eng
         assert [step["kind"] for step in applied["steps"] if step["changes"]] == ["register", "start"]
         until(lambda: yard.chat("m@v3").status_code == 200)
         after = {one["id"]: one["since"] for one in yard.get("status")["engines"]}
-        assert {name: pytest.approx(at, abs=0.1) for name, at in since.items()} == {name: after[name] for name in since}
+        assert {name: pytest.approx(at, abs=0.5) for name, at in since.items()} == {name: after[name] for name in since}
         yard.admin.put("/models/m/route", json={"weights": {"v1": 9000, "v3": 1000}})
         refused = yard.admin.post("/apply", json={"config": text}).json()["error"]
         assert "m@v3 left the configuration, but it has 1000 basis points" in refused["message"]
@@ -183,7 +183,7 @@ def test_the_key_of_an_external_engine_is_sent_and_never_shown(
         paths = ("status", "models/m/versions", "audit", "cost")
         shown = [yard.admin.get(f"/{path}").text for path in paths]
         shown.append(httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text)
-        shown += [path.read_text(errors="replace") for path in yard.state.root.rglob("*") if path.is_file()]
+        shown += [data.decode(errors="replace") for data in files_in(yard.state.root).values()]
     assert len(shown) > 8
     assert not [text for text in shown if "very-secret" in text]
 

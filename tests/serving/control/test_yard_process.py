@@ -50,8 +50,8 @@ class YardProcess:
                 stdout=output,
                 stderr=output,
             )
-        info: YardInfo = until(self._answers, 30.0)
-        until(lambda: self._starts() > starts, 30.0)  # a signal before that breaks off the start: another way out
+        info: YardInfo = until(self._answers, 60.0)
+        until(lambda: self._starts() > starts, 60.0)  # a signal before that breaks off the start: another way out
         self.port = int(info.url.rpartition(":")[2])
         return info
 
@@ -73,12 +73,16 @@ class YardProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         assert self.process is not None
         return self.process.wait(timeout_s)
 
     def worker_pids(self) -> list[int]:
-        return [json.loads(path.read_text())["pid"] for path in self.state.workers.glob("*/worker.json")]
+        found = []
+        for path in self.state.workers.glob("*/worker.json"):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                found.append(json.loads(path.read_text())["pid"])
+        return found
 
     def clean(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -124,11 +128,11 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
 
     def _run(self) -> None:
         body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-        with httpx.Client(trust_env=False, timeout=20) as client:
+        with httpx.Client(trust_env=False, timeout=60) as client:
             while not self._stop.is_set():
                 try:
                     ended: Any = client.post(self._url, json=body).status_code
@@ -148,7 +152,7 @@ def runs(pid: int) -> bool:
 
 
 def completed(info: YardInfo) -> int:
-    usage = httpx.get(f"{info.admin_url}/admin/v1/cost", trust_env=False, timeout=20).json()["usage"]
+    usage = httpx.get(f"{info.admin_url}/admin/v1/cost", trust_env=False, timeout=60).json()["usage"]
     return sum(one["requests"].get("completed", 0) for one in usage)
 
 
@@ -163,9 +167,8 @@ def test_a_control_plane_killed_under_load_fails_no_request_and_counts_each_once
             one.wait()
             info = one.start()
             time.sleep(0.5)
-    time.sleep(0.2)
     assert set(load.ended) == {200}
-    assert completed(info) == load.ended[200]
+    until(lambda: completed(info) == load.ended[200])
     assert sorted(one.worker_pids()) == sorted(workers)
     one.send(signal.SIGTERM)
     assert one.wait() == 0
@@ -182,9 +185,7 @@ def test_a_killed_worker_loses_only_its_own_connections(yard: Start) -> None:
     failed = {ended: count for ended, count in load.ended.items() if ended != 200}
     assert sum(failed.values()) <= 4, failed
     until(lambda: sum(map(runs, one.worker_pids())) == 2)
-    time.sleep(0.2)
-    lost_at_most = load.ended[200] - completed(info)
-    assert -4 <= lost_at_most <= 100
+    until(lambda: -4 <= load.ended[200] - completed(info) <= 100)
     one.send(signal.SIGINT)
     assert one.wait() == 0
 
@@ -194,7 +195,7 @@ def test_a_second_interrupt_stops_at_once(yard: Start) -> None:
     one.path.write_text(one.path.read_text().replace("drain_s: 5", "drain_s: 60"))
     info = one.start()
     body = {"model": "m@v1", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-    with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, trust_env=False, timeout=30) as answer:
+    with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, trust_env=False, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
         workers = one.worker_pids()
@@ -203,7 +204,7 @@ def test_a_second_interrupt_stops_at_once(yard: Start) -> None:
         assert one.process is not None
         assert one.process.poll() is None
         one.send(signal.SIGINT)
-        assert one.wait(10) == 0
+        assert one.wait(40) == 0  # not the drain's 60 s
         with contextlib.suppress(httpx.HTTPError):
             list(lines)
     assert not any(map(runs, workers))
@@ -236,9 +237,9 @@ def test_a_stop_breaks_off_the_fetching_of_a_large_file(tmp_path: Path, number: 
             stdout=output,
             stderr=output,
         )
-    until(lambda: "Copying large.gguf" in one.log.read_text(), 30.0)
+    until(lambda: "Copying large.gguf" in one.log.read_text(), 60.0)
     one.send(number)
-    assert one.wait(10) == 0
+    assert one.wait(20) == 0
     assert "Traceback" not in one.log.read_text()
 
 
@@ -290,7 +291,7 @@ def test_the_workers_are_replaced_by_command(yard: Start) -> None:
     before = one.worker_pids()
     with Load(info.url) as load:
         restarting = modelyard(one, "restart", "--json")
-        output, errors = restarting.communicate(timeout=60)
+        output, errors = restarting.communicate(timeout=120)
         assert restarting.returncode == 0, errors
     done = json.loads(output)
     assert [(each["replaced"], each["worker"], each["cut_off"]) for each in done["replacements"]] == [
@@ -304,11 +305,12 @@ def test_the_workers_are_replaced_by_command(yard: Start) -> None:
 
 
 def test_a_control_plane_killed_while_it_replaces_a_worker_breaks_no_stream(yard: Start) -> None:
-    one = yard("--events", "80", "--gap-s", "0.05")
+    one = yard("--events", "400", "--gap-s", "0.05")  # twenty seconds, in which all this happens
+    one.path.write_text(one.path.read_text().replace("drain_s: 5", "drain_s: 100"))
     info = one.start()
     (before,) = one.worker_pids()
     body = {"model": "m", "messages": [], "stream": True}
-    with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, timeout=30, trust_env=False) as response:
+    with httpx.stream("POST", f"{info.url}/v1/chat/completions", json=body, timeout=60, trust_env=False) as response:
         chunks = response.iter_raw()
         read = next(chunks)
         restarting = modelyard(one, "restart")
@@ -318,12 +320,12 @@ def test_a_control_plane_killed_while_it_replaces_a_worker_breaks_no_stream(yard
         time.sleep(0.7)  # the new one serves, the old one drains
         one.send(signal.SIGKILL)
         one.wait()
-        restarting.communicate(timeout=20)
+        restarting.communicate(timeout=60)
         again = one.start()
         assert "adopted" in one.log.read_text().lower()
         read += b"".join(chunks)
     assert read.endswith(b"data: [DONE]\n\n")
-    until(lambda: one.worker_pids() == [new], 20)
+    until(lambda: one.worker_pids() == [new], 60)
     assert not runs(before)
     assert httpx.get(f"{again.url}/health/ready", trust_env=False).status_code == 200
     one.send(signal.SIGTERM)

@@ -63,7 +63,7 @@ def test_copies_are_apart_in_status_metrics_and_usage(fake_engine: Engines, tmp_
         yard.admin.put("/models/m/route", json={"weights": {"v1": 10_000, "v2": 0}})
         for _ in range(5):
             assert yard.chat().status_code == 200
-        until(lambda: version_of(yard, "v2")["shadow_requests"] == 5)
+        until(lambda: version_of(yard, "v2")["shadow_requests"] == version_of(yard, "v1")["requests"] == 5)
         one, two = version_of(yard, "v1"), version_of(yard, "v2")
         assert (one["requests"], one["completion_tokens"], one["shadow_requests"]) == (5, 20, 0)
         assert (two["requests"], two["completion_tokens"], two["requests_per_second"]) == (0, 0, 0)
@@ -79,4 +79,4 @@ def test_copies_are_apart_in_status_metrics_and_usage(fake_engine: Engines, tmp_
 
 def scrape(yard: RunningYard) -> str:
     time.sleep(0.1)
-    return httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False).text
+    return httpx.get(f"{yard.info.admin_url}/metrics", trust_env=False, timeout=30).text

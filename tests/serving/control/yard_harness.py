@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -73,8 +74,8 @@ class RunningYard:
         self.info: YardInfo = info
         self.token = self.state.admin_token.read_text().strip()
         headers = {"authorization": f"Bearer {self.token}"}
-        self.admin = httpx.Client(base_url=f"{info.admin_url}/admin/v1", headers=headers, trust_env=False, timeout=30)
-        self.api = httpx.Client(base_url=info.url, trust_env=False, timeout=30)
+        self.admin = httpx.Client(base_url=f"{info.admin_url}/admin/v1", headers=headers, trust_env=False, timeout=60)
+        self.api = httpx.Client(base_url=info.url, trust_env=False, timeout=60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,7 +88,7 @@ class RunningYard:
 
     def wait(self, work: Any) -> Any:
         """Run a coroutine in the yard's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
     def chat(self, model: str = "m", **changes: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "one two three"}]} | changes
@@ -100,12 +101,22 @@ class RunningYard:
 
     def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+def files_in(folder: Path) -> dict[Path, bytes]:
+    """What every file below a folder holds; one that goes away meanwhile is none of them."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found[path] = path.read_bytes()
+    return found
+
+
+def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     limit = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < limit, "it did not come true"
