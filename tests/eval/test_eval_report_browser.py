@@ -34,7 +34,7 @@ def browser(program: Callable[[str], str]) -> Iterator[Any]:
         missing("playwright", "pip install '.[dev]'")
     path = program("chromium")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=120_000)
         yield started
         started.close()
 
@@ -45,6 +45,7 @@ class Visit:
     def __init__(self, browser: Any, path: Path, **context: Any) -> None:
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text))
