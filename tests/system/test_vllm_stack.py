@@ -14,6 +14,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from stack import Stack, until
 
 from eval import providers
@@ -23,6 +24,7 @@ from eval.providers.texts import Text
 from eval.providers.token_drift import measure
 from eval.results import Subject
 from eval.suite import Message
+from monitoring.engine_metrics import COUNTERS, GAUGES
 
 pytestmark = [pytest.mark.system, pytest.mark.vllm, pytest.mark.timeout(600)]
 ARGUMENTS = {"enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 4, "env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
@@ -55,6 +57,21 @@ def counted(stack: Stack) -> dict[str, tuple[int, int]]:
     time.sleep(1.5)
     usage = stack.json("cost")["usage"]
     return {row["version"]: (row["prompt_tokens"], row["completion_tokens"]) for row in usage}
+
+
+def every_reading_of_an_engine_is_there(stack: Stack) -> None:
+    """llama.cpp does not say how full its KV cache is, and does not preempt: panels have both from vLLM alone."""
+    text = httpx.get(f"{stack.admin_url}/metrics", trust_env=False, timeout=30).text
+    seen = {
+        (family.name, sample.labels["version"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.name.startswith("modelyard_engine_")
+    }
+    wanted = {f"modelyard_engine_{name}" for name in [*GAUGES, *COUNTERS]}
+    assert {(name, version) for name in wanted for version in ("v1", "v2")} - seen.keys() == set()
+    assert all(0 <= seen["modelyard_engine_kv_cache_usage_ratio", version] <= 1 for version in ("v1", "v2"))
+    assert not [key for key, value in seen.items() if key[0] == "modelyard_engine_reading_absent" and value]
 
 
 def speak_other_apis(stack: Stack, client: openai.OpenAI) -> None:
@@ -176,6 +193,7 @@ def test_two_vllm_versions_behind_one_name(
         ours = tuple(b - a for a, b in zip(tokens_before.get(version, (0, 0)), tokens_after[version], strict=True))
         assert ours == engine
     until(lambda: stack.engine_tokens() == after, what="the engines' own counters in our metrics")
+    every_reading_of_an_engine_is_there(stack)
     compare_distributions(stack, vllm_python, vllm_checkpoints)
     a_cut_stream_goes_on(stack, client)
     client.close()
