@@ -19,7 +19,7 @@ LAST_READING = "modelyard_sampler_last_reading_timestamp_seconds"
 
 def metrics(stack: Stack) -> str:
     """What a scrape gives now."""
-    return httpx.get(f"{stack.admin_url}/metrics", trust_env=False, timeout=20).text
+    return httpx.get(f"{stack.admin_url}/metrics", trust_env=False, timeout=60).text
 
 
 def sample(text: str, name: str, **labels: str) -> float:

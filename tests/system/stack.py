@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -27,15 +28,28 @@ MODELYARD = [sys.executable, "-c", "import sys; sys.argv[0] = 'modelyard'; from 
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that nobody listens on now, none of which is given to a client before somebody does."""
+    clients_from = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(12_000, max(clients_from, 20_000))
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found += [port] if port not in found else []
+    return found
 
 
-def until(condition: Any, timeout_s: float = 20.0, what: str = "the condition") -> Any:
+def files_in(folder: Path) -> dict[Path, bytes]:
+    """What every file below a folder holds; one that goes away meanwhile is none of them."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found[path] = path.read_bytes()
+    return found
+
+
+def until(condition: Any, timeout_s: float = 60.0, what: str = "the condition") -> Any:
     """The first true value of `condition()`."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -97,7 +111,7 @@ class Stack:
             )
         return self.process
 
-    def up(self, *options: str, timeout_s: float = 60.0) -> Stack:
+    def up(self, *options: str, timeout_s: float = 180.0) -> Stack:
         """Start, and wait until every model answers and the admin API does too."""
         process = self.spawn(*options)
 
@@ -117,7 +131,7 @@ class Stack:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, number: int = signal.SIGINT, timeout_s: float = 40.0) -> int:
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = 90.0) -> int:
         """Ctrl-C, and the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -146,13 +160,13 @@ class Stack:
 
     def admin(self, path: str) -> Any:
         """A GET on the admin API."""
-        response = httpx.get(f"{self.admin_url}/admin/v1{path}", trust_env=False, timeout=20)
+        response = httpx.get(f"{self.admin_url}/admin/v1{path}", trust_env=False, timeout=60)
         response.raise_for_status()
         return response.json()
 
     def engine_tokens(self) -> dict[str, tuple[int, int]]:
         """Prompt and completion tokens by the engines' own counters, as our metrics show them, by version."""
-        text = httpx.get(f"{self.admin_url}/metrics", trust_env=False, timeout=20).text
+        text = httpx.get(f"{self.admin_url}/metrics", trust_env=False, timeout=60).text
         found: dict[str, dict[str, int]] = {}
         for family in text_string_to_metric_families(text):
             for name in ("prompt", "completion"):

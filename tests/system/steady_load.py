@@ -36,7 +36,7 @@ class Load:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         """Let what is in flight finish."""
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     async def _run(self) -> None:

