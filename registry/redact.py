@@ -25,6 +25,9 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 """In the order in which they are looked for."""
 
 _PLACEHOLDER: Final = re.compile(rf"<({'|'.join(KINDS)})-([0-9]{{1,6}})>")
+_PLACEHOLDER_ENDS: Final = re.compile(rf"{_PLACEHOLDER.pattern}\Z")
+_PLACEHOLDER_MAX: Final = 14
+"""Characters of the longest one."""
 _EDGE: Final = "(?<![A-Za-z0-9])"
 _END: Final = "(?![A-Za-z0-9])"
 
@@ -55,9 +58,7 @@ _KEY: Final = re.compile(
 )
 _IBAN: Final = re.compile(rf"{_EDGE}[A-Z]{{2}}[0-9]{{2}}(?=[ ]?[A-Z0-9])")
 _CARD: Final = re.compile(rf"{_EDGE}[2-6][0-9 -]{{11,37}}+")
-_IPV6: Final = re.compile(
-    r"(?<![A-Za-z0-9:.])(?<![0-9]>)(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:.]++(?![A-Za-z0-9])(?!<[a-z]{2,5}-[0-9])"
-)
+_IPV6: Final = re.compile(r"(?<![A-Za-z0-9:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:.]++(?![A-Za-z0-9])(?!<[a-z]{2,5}-[0-9])")
 _IPV4: Final = re.compile(rf"{_EDGE}[0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}}{_END}")
 _PHONE: Final = re.compile(
     rf"""
@@ -245,6 +246,8 @@ def _addresses(text: str, replace: Replace) -> str:
     def ipv6(found: re.Match[str]) -> str:
         whole = found[0]
         address = whole.rstrip(":.") if not whole.endswith("::") else whole
+        if _PLACEHOLDER_ENDS.search(text, max(0, found.start() - _PLACEHOLDER_MAX), found.start()):
+            return whole
         if address.count(":") < 2 or sum(char.isalnum() for char in address) < 3 or len(address) > 45:
             return whole
         try:

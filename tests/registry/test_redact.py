@@ -68,6 +68,11 @@ def test_of_an_assignment_the_value_goes(text: str, wanted: str) -> None:
     assert redact([text])[0] == [wanted]
 
 
+def test_an_address_goes_whatever_stands_before_it() -> None:
+    assert redact(["2>2001:db8::8a2e:370:7334"])[0] == ["2><ip-1>"]
+    assert redact(["555.123.4567>2001:db8::8a2e:370:7334"])[0] == ["<phone-1>><ip-1>"]
+
+
 def test_one_value_has_one_number_throughout_a_sample() -> None:
     texts, counts = redact(["a@x.org and B@x.org", "+1 415 555 0123, again A@X.ORG", "+1-415-555-0123"])
     assert texts == ["<email-1> and <email-2>", "<phone-1>, again <email-1>", "<phone-1>"]
