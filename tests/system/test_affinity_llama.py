@@ -11,14 +11,16 @@ from router_harness import RouterProcess, model, running_router, version
 
 pytestmark = [pytest.mark.engine, pytest.mark.system]
 
-CONVERSATIONS, TURNS = 4, 4
+CONVERSATIONS, TURNS = 4, 9
+"""Without affinity each turn goes to one of two replicas by chance: that fewer than two conversations ever change
+theirs has a probability below 1e-6, and two make the difference that is asserted."""
 WORDS = ("river", "apple", "stone", "cloud", "garden", "window", "paper", "copper", "silver", "winter", "bread")
 
 
 def document(number: int) -> str:
     """Some hundred tokens that no other conversation has."""
     chosen = random.Random(number)
-    return " ".join(chosen.choice(WORDS) for _ in range(150))
+    return " ".join(chosen.choice(WORDS) for _ in range(300))
 
 
 def converse(router: RouterProcess) -> tuple[int, int]:
@@ -27,7 +29,7 @@ def converse(router: RouterProcess) -> tuple[int, int]:
     prompt = cached = 0
     for turn in range(TURNS):
         for messages in histories:
-            messages.append({"role": "user", "content": f"How many words begin with {'abcd'[turn]}?"})
+            messages.append({"role": "user", "content": f"How many words begin with {'abcdefghi'[turn]}?"})
             answer = router.chat(messages=messages, max_tokens=2, temperature=0)
             assert answer.status_code == 200, answer.text
             value = answer.json()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import msgspec
 import pytest
 from components import ROOT
 from router_harness import RouterProcess, model, running_router, version
+from stack import free_ports
 
 pytestmark = [pytest.mark.engine, pytest.mark.system]
 
@@ -63,11 +63,7 @@ class Engine:
 @pytest.fixture(scope="module")
 def engines(smollm2_path: Path) -> Iterator[list[Engine]]:
     pytest.importorskip("xllamacpp")
-    found = []
-    for _ in range(2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            found.append(Engine(smollm2_path, probe.getsockname()[1]))
+    found = [Engine(smollm2_path, port) for port in free_ports(2)]
     try:
         for engine in found:
             engine.start()
@@ -107,6 +103,7 @@ def stream(router: RouterProcess, prompt: str, engines: list[Engine], kill_after
         "stream_options": {"include_usage": True},
     }
     text, usage, events, ids = "", None, 0, set()
+    serving: Engine | None = None
     with router.client.stream("POST", "/v1/chat/completions", json=body, timeout=120) as response:
         assert response.status_code == 200
         for line in response.iter_lines():
@@ -120,10 +117,12 @@ def stream(router: RouterProcess, prompt: str, engines: list[Engine], kill_after
                 said = choice["delta"].get("content") or ""
                 text += said
                 events += bool(said)
-            if kill_after and events == kill_after:
-                kill_after = 0
+            if kill_after and serving is None:  # asked at the start: the end of a stream does not wait for the question
                 (replica,) = router.control.stats().inflight
-                engines[int(replica.rpartition("/")[2])].kill()
+                serving = engines[int(replica.rpartition("/")[2])]
+            if serving is not None and events == kill_after:
+                kill_after = 0
+                serving.kill()
     assert len(ids) == 1
     return text, usage, ids.pop()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 from engines.fixtures import FakeEngine
-from stack import Stack, until
+from stack import Stack, files_in, until
 
 pytestmark = [pytest.mark.system, pytest.mark.hosted]
 
@@ -46,14 +45,14 @@ def test_the_hosted_engine_takes_over_and_its_key_stays_with_it(
     assert "PROVIDER_KEY" in refused.stderr
     monkeypatch.setenv("PROVIDER_KEY", SECRET)
     stack.up()
-    until(lambda: bridge_of(stack)["state"] == "ready", 60, "a ready bridge")
+    until(lambda: bridge_of(stack)["state"] == "ready", 120, "a ready bridge")
     assert provider.stats()["seen"] == 0, "a start costs nothing"
     shown: list[str] = []
 
     def ask(model: str = "assistant", **options: object) -> httpx.Response:
         body = CHAT | {"model": model} | options
         headers = {"authorization": "Bearer of-the-client"}
-        answer = httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30)
+        answer = httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=60)
         shown.append(answer.text + str(answer.headers))
         return answer
 
@@ -87,8 +86,8 @@ def test_the_hosted_engine_takes_over_and_its_key_stays_with_it(
     stack.kill_control()
     assert ask(stream=True).headers["x-modelyard-version"] == "assistant@cloud"
     stack.spawn()  # not `up`, which waits for the local engine too
-    until(lambda: httpx.get(f"{stack.admin_url}/health", trust_env=False).is_success, 60, "a new control plane")
-    until(lambda: bridge_of(stack)["state"] == "ready", 60, "the bridge's adoption")
+    until(lambda: httpx.get(f"{stack.admin_url}/health", trust_env=False).is_success, 120, "a new control plane")
+    until(lambda: bridge_of(stack)["state"] == "ready", 120, "the bridge's adoption")
     assert bridge_of(stack)["pid"] == bridge["pid"], "adopted"
     assert stack.stop() == 0
     until(lambda: not psutil.pid_exists(bridge["pid"]), what="the end of the bridge")
@@ -102,7 +101,7 @@ def bridge_of(stack: Stack) -> dict[str, Any]:
 
 def assert_nowhere(stack: Stack, shown: list[str]) -> None:
     """The key is in no file of the yard and in nothing that it said."""
-    files: list[Path] = [path for path in stack.folder.rglob("*") if path.is_file()]
+    files = files_in(stack.folder)
     assert len(files) > 5
-    assert [str(path) for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert [str(path) for path, data in files.items() if SECRET.encode() in data] == []
     assert not any(SECRET in text for text in shown)

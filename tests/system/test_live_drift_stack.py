@@ -44,7 +44,7 @@ def send(stack: Stack, kind: str, rng: random.Random) -> None:
         }
 
     bodies = [body() for _ in range(EACH)]
-    with httpx.Client(base_url=stack.url, trust_env=False, timeout=30) as client, ThreadPoolExecutor(8) as pool:
+    with httpx.Client(base_url=stack.url, trust_env=False, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         for answer in pool.map(lambda one: client.post("/v1/chat/completions", json=one), bodies):
             assert answer.status_code == 200
 
@@ -87,7 +87,7 @@ def test_the_same_traffic_is_none_and_another_is_act(
         assert {"input_characters", "input_tokens", "input_uppercase"} <= acts
         assert all(one["text"].isupper() for one in drift["samples"])
 
-        until(lambda: received.exists() and len(received.read_text().splitlines()) == 2, 30, "the webhook")
+        until(lambda: received.exists() and len(received.read_text().splitlines()) == 2, what="the webhook")
         time.sleep(0.5)
         events = [json.loads(json.loads(line)["body"]) for line in received.read_text().splitlines()]
         assert [one["id"] for one in events] == [shown[0]["id"]] * 2  # the first attempt got 500
@@ -108,7 +108,7 @@ def test_the_same_traffic_is_none_and_another_is_act(
         stack.cli("drift", "unpin", "assistant")
         assert "nothing is watched" in stack.cli("drift").stdout
         assert stack.stop() == 0
-        until(lambda: not stack.processes(), 5, "the end of every process")
+        until(lambda: not stack.processes(), what="the end of every process")
     finally:
         receiver.kill()
         receiver.wait()

@@ -87,11 +87,11 @@ def test_sessions_stick_and_the_split_holds(quickstart: Stack) -> None:
         )
         return response.headers["x-modelyard-version"]
 
-    sessions = [f"conversation-{number}" for number in range(120)]
+    sessions = [f"conversation-{number}" for number in range(200)]
     with ThreadPoolExecutor(4) as pool:
         first = list(pool.map(version, sessions))
         assert list(pool.map(version, sessions)) == first
-    assert 2 <= first.count("assistant@v2") <= 30  # 12 expected of 120; outside this at p < .001
+    assert 3 <= first.count("assistant@v2") <= 50  # 20 expected of 200; outside this at p < 1e-6
 
 
 def test_changes_of_the_route_fail_no_stream(quickstart: Stack) -> None:
@@ -102,11 +102,12 @@ def test_changes_of_the_route_fail_no_stream(quickstart: Stack) -> None:
                 f"{quickstart.admin_url}/admin/v1/models/assistant/route",
                 json={"weights": weights},
                 headers=quickstart.credential,
+                timeout=60,
             )
-            assert changed.json()["applied_ms"] < 200
+            assert 0 < changed.json()["applied_ms"] < 10_000
         until(lambda: load.versions["assistant@v2"] > 5, what="answers of v2")
         back = quickstart.json("rollback", "assistant")
-        assert back["applied_ms"] < 200
+        assert 0 < back["applied_ms"] < 10_000
         assert back["route"]["weights"] == {"v1": 5000, "v2": 5000}
         assert quickstart.json("rollback", "assistant")["route"]["weights"] == {"v1": 9000, "v2": 1000}
         time.sleep(0.5)
@@ -115,20 +116,33 @@ def test_changes_of_the_route_fail_no_stream(quickstart: Stack) -> None:
     assert actions[:4] == ["route.rollback", "route.rollback", "route.set", "route.set"]
 
 
+def predicted_by_engines(quickstart: Stack) -> dict[str, int]:
+    """Tokens that each version's engine says it has made."""
+    found = {}
+    for engine in quickstart.admin("/status")["engines"]:
+        text = httpx.get(f"http://{engine['host']}:{engine['port']}/metrics", timeout=30).text
+        match = re.search(r"^llamacpp:tokens_predicted_total (\d+)", text, re.MULTILINE)
+        assert match is not None
+        found[engine["id"].partition("/")[0]] = int(match[1])
+    return found
+
+
 def test_token_counts_are_the_engines_own(quickstart: Stack) -> None:
     def totals() -> dict[str, tuple[int, int]]:
-        time.sleep(1.5)
-        usage = quickstart.json("cost")["usage"]
-        return {row["version"]: (row["prompt_tokens"], row["completion_tokens"]) for row in usage}
+        """The account, once it has not changed for a while."""
+
+        def read() -> dict[str, tuple[int, int]]:
+            usage = quickstart.json("cost")["usage"]
+            return {row["version"]: (row["prompt_tokens"], row["completion_tokens"]) for row in usage}
+
+        found: dict[str, tuple[int, int]] | None = None
+        while found != (now := read()):
+            found = now
+            time.sleep(3)
+        return now
 
     def predicted() -> dict[str, int]:
-        found = {}
-        for engine in quickstart.admin("/status")["engines"]:
-            text = httpx.get(f"http://{engine['host']}:{engine['port']}/metrics", timeout=10).text
-            match = re.search(r"^llamacpp:tokens_predicted_total (\d+)", text, re.MULTILINE)
-            assert match is not None
-            found[engine["id"].partition("/")[0]] = int(match[1])
-        return found
+        return predicted_by_engines(quickstart)
 
     def ask(number: int) -> tuple[str, int, int]:
         kind = number % 4
@@ -184,16 +198,17 @@ def test_cancelled_requests_are_cancelled_in_the_engine(quickstart: Stack) -> No
         return slots
 
     def cancelled() -> tuple[int, int]:
-        time.sleep(1.2)
         rows = quickstart.json("cost")["usage"]
         return sum(row["requests"].get("cancelled", 0) for row in rows), sum(row["completion_tokens"] for row in rows)
 
-    before = cancelled()
+    time.sleep(3)  # what came before is in the account
+    before, predicted = cancelled(), predicted_by_engines(quickstart)["assistant@v1"]
     body = json.dumps(
         {
             "model": "assistant@v1",
             "stream": True,
             "max_tokens": 900,
+            "ignore_eos": True,
             "messages": [{"role": "user", "content": "Tell a long story."}],
         }
     ).encode()
@@ -205,10 +220,10 @@ def test_cancelled_requests_are_cancelled_in_the_engine(quickstart: Stack) -> No
             received = b""
             while received.count(b'"content":"') < 4:
                 received += connection.recv(65536)
-        left_at = time.monotonic()
-        until(lambda: busy() == 0, 2.0, "a free engine")
-        assert time.monotonic() - left_at < 0.5  # asking twice over HTTP takes most of it
-    after = cancelled()
+        until(lambda: busy() == 0, what="a free engine")
+    generated = predicted_by_engines(quickstart)["assistant@v1"] - predicted
+    assert generated < 20 * 200, "each was left after 4 tokens and would have had 900"
+    after = until(lambda: (now := cancelled())[0] - before[0] >= 20 and now, what="the account of the cancelled")
     assert after[0] - before[0] == 20
     assert after[1] - before[1] >= 20 * 4
 
@@ -223,8 +238,7 @@ def test_cost_sums_to_its_total(quickstart: Stack) -> None:
 def test_an_allocated_bill_is_the_time_held_times_the_price_of_the_cores(quickstart: Stack) -> None:
     began, before = allocated(quickstart)
     time.sleep(5)
-    ended, after = allocated(quickstart)
-    assert ended - began > 4
+    ended, after = until(lambda: (one := allocated(quickstart))[0] > began + 4 and one, what="a later bill")
     cores = sample(metrics(quickstart), "modelyard_cpu_cores", device="cpu")
     assert after["cpu"] - before["cpu"] == pytest.approx((ended - began) / 3600 * cores * 0.12, rel=0.001)
     assert sample(metrics(quickstart), "modelyard_cost_residual_seconds") == 0
@@ -272,7 +286,7 @@ def test_ctrl_c_leaves_nothing(yard: Callable[[str], Stack], with_models: Callab
     stack = with_models(yard(QUICKSTART)).up()
     assert len(stack.processes()) == 4  # the yard, a worker, two engines
     assert stack.stop() == 0
-    until(lambda: not stack.processes(), 5, "the end of every process")
+    until(lambda: not stack.processes(), what="the end of every process")
     assert not (stack.state / "yard.json").exists()
 
 
@@ -285,6 +299,5 @@ def test_embeddings_come_from_an_engine_that_has_them(
     with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
         answer = client.embeddings.create(model="embedder", input=["one", "two"], encoding_format="float")
     assert [len(item.embedding) for item in answer.data] == [576, 576]
-    time.sleep(1.5)
-    (row,) = stack.json("cost")["usage"]
+    (row,) = until(lambda: stack.json("cost")["usage"], what="the account of the request")
     assert row["prompt_tokens"] == answer.usage.prompt_tokens > 0

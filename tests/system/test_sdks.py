@@ -92,7 +92,7 @@ def node() -> str:
 def run(*argv: str, cwd: Path | None = None, **env: str) -> str:
     """What a child process prints; asserts that it succeeds."""
     done = subprocess.run(
-        argv, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=120
+        argv, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=240
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
