@@ -41,8 +41,13 @@ PAGES = {
     "log": "/console/engines/local@v1/0/log",
     "audit": "/console/audit",
     "weights": "/console/rollout/assistant",
+    "pause": "/console/rollout/assistant",
     "sign-in": "/console/sign-in",
 }
+
+
+DIALOGS = {"weights": "Change weights", "pause": "Pause"}
+"""The button that opens what is shown."""
 
 
 def main() -> None:
@@ -81,11 +86,11 @@ def take(yard: Stack, out: Path, wanted: list[str]) -> None:
                 path = out / f"console-{name}-{width}.png"
                 own = {} if name == "sign-in" else cookie
                 with Visit(browser, yard.admin_url, PAGES[name], own, width=width, scheme=scheme, height=900) as one:
-                    if name == "weights":
-                        one.page.get_by_role("button", name="Change weights").first.click()
+                    if name in DIALOGS:
+                        one.page.get_by_role("button", name=DIALOGS[name]).first.click()
                         one.page.wait_for_selector("dialog[open]")
                     one.page.wait_for_timeout(400)
-                    path.write_bytes(small(picture(one.page, width, height, whole=name != "weights")))
+                    path.write_bytes(small(picture(one.page, width, height, whole=name not in DIALOGS)))
                 print(f"{path} {path.stat().st_size / 1000:.0f} kB")
         browser.close()
 
