@@ -1,7 +1,8 @@
 """The yard: everything of the control plane put together, from start to stop.
 
 Owns: the order in which parts start and stop, signals, the state directory's lock and `yard.json`. Never: what any part
-does. Killed at any moment it costs no request; started again it adopts the engines and workers that still run.
+does, what it is told of the others (assembly). Killed at any moment it costs no request; started again it adopts the
+engines and workers that still run.
 """
 
 from __future__ import annotations
@@ -9,83 +10,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
-import importlib.metadata
 import logging
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from monitoring.console import mount
-from monitoring.cost import TokenPrice
-from monitoring.drift_watch import DriftWatch
-from monitoring.engine_scrape import EngineScraper
-from monitoring.gpu import open_reader
-from monitoring.host_metrics import read_disks
-from monitoring.live_drift_languages import languages
-from monitoring.metrics import EngineState as EngineGauge
-from monitoring.sample_ratio import Routing, Splits
-from monitoring.sampler import Sampler
-from monitoring.settle import HELD
-from registry.artifacts import ArtifactStore, NoProgress
 from registry.errors import NotFoundError, RegistryError
-from registry.ledger import Ledger
-from registry.sample_store import SampleStore
 from registry.state import StateDir, YardInfo
-from registry.store import Registry
-from registry.terminal import NotThereError, UserError
-from registry.usage import RequestRecord
+from registry.terminal import UserError
 from serving.config import YardConfig, load
-from serving.control import snapshot
 from serving.control.access import Access, admin_token, check_public, tls_files
-from serving.control.accounts import Accounts, Live
 from serving.control.admin_api import create_app
 from serving.control.admin_server import AdminServer, bind
-from serving.control.apply import Applier, engine_environment, limits_of, prices_of, slos_of, tracing_of, traits_of
-from serving.control.changes import Changes
+from serving.control.apply import limits_of, prices_of, tracing_of, traits_of
+from serving.control.assembly import assemble
 from serving.control.console import YardConsole
 from serving.control.console_access import ConsoleAccess
-from serving.control.costs import Costs, Settings
-from serving.control.desk import Desk, Parts
-from serving.control.ingest import Ingest
+from serving.control.desk import Desk
+from serving.control.engine_wait import engine_state, wait_for_adoption, wait_for_engines
 from serving.control.lock import YardLock
-from serving.control.outlets import Outlets
-from serving.control.publish import Generations, routing_of
-from serving.control.publisher import Publisher
-from serving.control.samples import Samples
-from serving.control.status import inflight_of, metrics_targets, tls_problems
-from serving.control.storage import ArtifactBytes
-from serving.control.ui import EngineState, Haltable, Options, Ready, Ui
+from serving.control.status import tls_problems
+from serving.control.ui import Options, Ready, Ui
 from serving.control.worker_process import check_port_free
-from serving.control.workers import Workers
-from serving.engines.base import Capabilities
-from serving.engines.replica import ReplicaStatus
-from serving.engines.supervisor import Supervisor
+from serving.control.yard_log import logging_to
 from serving.router.protocol import Failure
 from serving.router.table import Key
 
 log = logging.getLogger("modelyard.yard")
 
-LOG_BYTES_MAX = 4 * 1024 * 1024
 PULSE_S = 1.0
-WAIT_STEP_S = 0.1
-EXTERNAL_WAIT_S = 5.0
-ADOPTION_S = 11.0
-"""Longer than an engine that was found running may take to answer."""
 ENGINE_STOP_S = 10.0
 FORCED_STOP_S = 1.0
 INTERRUPTED_EXIT = 130
-SETTLED_STATES = ("ready", "failed")
-
-
-class EngineStartError(NotThereError):
-    """No engine came up; says why, with its last log lines."""
 
 
 class Yard:
@@ -97,18 +60,13 @@ class Yard:
         self._config = with_options(config, options)
         self.state = state
         self._path = path
+        self._base = path.absolute().parent
         self._options = options
         self._ui = ui
         self._rng = rng
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
-        self._external: frozenset[str] = frozenset()
-        self._token_prices: dict[str, TokenPrice] = {}
-        self._pids: Mapping[int, str] = {}
-        self._device = "cpu"
-        self._devices: dict[str, str] = {}
         self._adopted = 0
-        self._splits = Splits(self._routing)
         self._forced = False
         self._tls_problem = ""
         self._halt = threading.Event()
@@ -132,156 +90,33 @@ class Yard:
         """Lock, database, books: nothing runs yet."""
         self.state.create()
         self._stack.callback(YardLock.take(self.state.lock).release)
-        self._log_to_file()
-        registry = await asyncio.to_thread(Registry.open, self.state.database)
-        self._stack.callback(registry.close)
-        self._registered = snapshot.Follower(registry)
-        workers = Workers(
-            self.state.workers,
-            self.state.requests,
-            on_failure=self._engine_failed,
+        self._stack.enter_context(logging_to(self.state.root))
+        made = await assemble(
+            self._stack,
+            self._config,
+            self._base,
+            self.state,
+            self._options,
+            self._ui,
             rng=self._rng,
-            samples=self.state.spool,
+            halt=self._halt,
+            on_engine_failure=self._engine_failed,
+            on_engines_changed=self._engines_changed,
+            admin_url=lambda: self._info.admin_url,
         )
-        supervisor = Supervisor(self.state.engines, on_change=self._engines_changed)
-        self._scraper = EngineScraper(lambda: metrics_targets(supervisor.replicas()))
-        store = ArtifactStore(self.state.artifacts)
-        publisher = Publisher(
-            registry,
-            workers,
-            Generations(self.state.workers / "generation"),
-            replicas=supervisor.replicas,
-            capabilities=self._capabilities,
-        )
-        changes = Changes(
-            registry,
-            store,
-            publisher,
-            replicas=supervisor.replicas,
-            environment=engine_environment(self._path.parent),
-            declared=self._declares,
-            declared_url=self._declares_url,
-            required_gate=self._required_gate,
-            progress=lambda: Haltable(NoProgress(), self._halt),
-        )
-        sampler, accounts = await self._open_books(Ledger(registry.engine), workers)
-        applier = Applier(registry, store, progress=lambda: Haltable(self._ui.progress(), self._halt))
-        self.parts = Parts(
-            config=self._config,
-            options=self._options,
-            registry=registry,
-            applier=applier,
-            workers=workers,
-            supervisor=supervisor,
-            publisher=publisher,
-            changes=changes,
-            sampler=sampler,
-            accounts=accounts,
-            costs=self._costs(accounts, Ledger(registry.engine)),
-            outlets=self._outlets,
-            samples=self._samples,
-            drift=self._drift_watch(),
-            splits=self._splits,
-        )
+        self._registered, self._engines, self._scraper = made.registered, made.engines, made.scraper
+        self.parts = made.parts
         self.desk = Desk(
             self.parts, lambda: self._info, requests=self.state.requests, certificate_changed=self._shows_certificate
-        )
-
-    def _drift_watch(self) -> DriftWatch:
-        return DriftWatch(
-            self.state.drift,
-            self.state.samples_database,
-            self.state.runs,
-            config=lambda: self.parts.config.drift,
-            versions=self._served_labels,
-            link=lambda model: f"{self._info.admin_url}/admin/v1/drift?model={model}",
-            rng=self._rng,
-        )
-
-    def _served_labels(self) -> dict[str, list[str]]:
-        """Labels of every served model's versions that are not retired."""
-        known = self._registered.current
-        return {
-            name: [label for label, version in known[name].versions.items() if version.retired_at is None]
-            for name in self.parts.config.models
-            if name in known
-        }
-
-    async def _open_books(self, ledger: Ledger, workers: Workers) -> tuple[Sampler, Accounts]:
-        reader, why = await asyncio.to_thread(open_reader)
-        log.info("devices: %s%s", reader.kind, f" ({why})" if why else "")
-        self._device = (await asyncio.to_thread(reader.read, time.time()))[0].device
-        sampler = Sampler(reader, lambda: self._pids, resume_at=await asyncio.to_thread(ledger.cursor, HELD))
-        sampler.watch(self._config.monitoring.sample_hz)
-
-        self._outlets = Outlets(self.state.root, version=_own_version())
-        self._stack.push_async_callback(asyncio.to_thread, self._outlets.close)
-
-        store = await asyncio.to_thread(SampleStore.open, self.state.samples_database)
-        self._stack.callback(store.close)
-        self._samples = Samples(
-            self.state.spool,
-            store,
-            models=lambda: {name: model.samples for name, model in self.parts.config.models.items()},
-            digest_of=self._digest_of,
-            requests=self.state.requests,
-            language=await asyncio.to_thread(languages) if self._config.drift.languages else None,
-        )
-
-        def collect(records: Sequence[RequestRecord]) -> None:
-            accounts.collect(records)
-            self._outlets.take(records)
-            self._samples.collect(records)
-            self._splits.count(records)
-
-        stored = ArtifactBytes(
-            ArtifactStore(self.state.artifacts),
-            lambda: (one for model in self._registered.current.values() for one in model.versions.values()),
-        )
-        ingest = await asyncio.to_thread(
-            lambda: Ingest(
-                self.state.requests,
-                ledger,
-                device_of=self._device_of,
-                on_records=collect,
-                meter=sampler,
-                slos=lambda: slos_of(self.parts.config),
-                stored=stored,
-            )
-        )
-        accounts = Accounts(
-            ledger,
-            ingest,
-            sampler,
-            workers,
-            prices=lambda: prices_of(self.parts.config),
-            live=self._live,
-            token_prices=lambda: self._token_prices,
-            slos=lambda: slos_of(self.parts.config),
-            stored=stored,
-            sample_counts=self._samples.counts,
-            disks=lambda: read_disks({"state": self.state.root}),
-            version=_own_version(),
-        )
-        return sampler, accounts
-
-    def _costs(self, accounts: Accounts, ledger: Ledger) -> Costs:
-        base = self._path.absolute().parent
-        return Costs(
-            accounts,
-            ledger,
-            prices=lambda: prices_of(self.parts.config),
-            settings=lambda: Settings.of(self.parts.config, base),
-            key_names=lambda: {key.id: key.terms.name for key in self.parts.registry.api_keys()},
         )
 
     async def _bring_up(self) -> None:
         """Ports, then definitions, then processes: what is most likely to be refused comes first."""
         server = self.parts.config.server
-        tls_files(server, self._path.absolute().parent)
+        tls_files(server, self._base)
         check_public(server, has_keys=await asyncio.to_thread(self.parts.registry.has_keys))
         listener = bind(server.admin_host, server.admin_port)
-        access = Access(admin_token(self.state.admin_token), self._keys, host=server.admin_host)
+        access = Access(admin_token(self.state.admin_token), self._keys_in_force, host=server.admin_host)
         door = ConsoleAccess(access)
         app = create_app(self.desk, host=server.admin_host, access=access, door=door)
         mount(app, YardConsole(self.desk, self.parts, self.state.runs, door))
@@ -289,8 +124,8 @@ class Yard:
         self._stack.push_async_callback(self._admin.stop)
         if not self.parts.workers.left_running():
             check_port_free(server.host, server.port, "--port")
-        base = self._path.absolute().parent
-        (await asyncio.to_thread(self._outlets.configure, server, base))()
+        base = self._base
+        (await asyncio.to_thread(self.parts.outlets.configure, server, base))()
         plan, drafts = await asyncio.to_thread(self.parts.applier.prepare, self.parts.config, base, [], fetching=True)
         await asyncio.to_thread(
             self.parts.applier.register, plan, drafts, self.parts.config, base, actor=_user(), at=time.time()
@@ -303,7 +138,7 @@ class Yard:
         self._adopted = await self.parts.workers.start(server.host, server.port, server.workers)
         await self.parts.supervisor.apply(wanted)
         if self._adopted:
-            await self._wait_for_adoption()
+            await wait_for_adoption(self.parts.supervisor)  # until then their last table is the better one
         await self._look()
         await self.parts.publisher.publish()
         await self.parts.accounts.reprice(prices_of(self.parts.config))
@@ -327,30 +162,9 @@ class Yard:
         self._info = replace(self._info, certificate=path)
         self.state.write_yard(self._info)
 
-    async def _wait_for_adoption(self) -> None:
-        """Adopted workers serve by their last table: it is the better one until it is known which engines run."""
-        limit = time.monotonic() + ADOPTION_S
-        while time.monotonic() < limit:
-            replicas = self.parts.supervisor.replicas()
-            if not any(one.state == "starting" and (one.adopted or not one.pid) for one in replicas):
-                return
-            await asyncio.sleep(WAIT_STEP_S / 5)
-
     async def _wait_for_engines(self) -> None:
-        """Until every engine is ready or failed. Raises EngineStartError where none can answer."""
-        began = time.monotonic()
-        while True:
-            replicas = self.parts.supervisor.replicas()
-            self._ui.engines([_engine_state(one) for one in replicas])
-            waited_s = time.monotonic() - began
-            pending = [one for one in replicas if one.state not in SETTLED_STATES]
-            patient = any(one.kind != "external" for one in pending) or waited_s < EXTERNAL_WAIT_S
-            if not pending or not patient or waited_s > self._options.ready_timeout_s:
-                break
-            await asyncio.sleep(WAIT_STEP_S)
-        failed = [one for one in replicas if one.state == "failed"]
-        if replicas and len(failed) == len(replicas):
-            raise EngineStartError("no engine came up: " + "; ".join(f"{one.id}: {one.last_error}" for one in failed))
+        """Until every engine is ready or failed; then tell. Raises EngineStartError where none can answer."""
+        replicas = await wait_for_engines(self.parts.supervisor, self._ui, self._options.ready_timeout_s)
         await self.parts.publisher.publish()
         self._ui.ready(
             Ready(
@@ -359,7 +173,7 @@ class Yard:
                 models={name: list(model.versions) for name, model in self.parts.config.models.items()},
                 adopted_workers=self._adopted,
                 adopted_engines=sum(one.adopted for one in replicas),
-                failed=[_engine_state(one) for one in failed],
+                failed=[engine_state(one) for one in replicas if one.state == "failed"],
                 keys_required=self.parts.publisher.table is not None and self.parts.publisher.table.keys_required,
                 certificate=self._info.certificate,
             )
@@ -397,7 +211,7 @@ class Yard:
         await asyncio.to_thread(self.parts.sampler.stop)
         try:
             await self.parts.accounts.step(settle_now=True)
-            await asyncio.to_thread(self._samples.step)
+            await asyncio.to_thread(self.parts.samples.step)
         except (RegistryError, OSError):
             log.exception("the last requests are not counted yet; the next start counts them")
         self.state.yard_json.unlink(missing_ok=True)
@@ -419,7 +233,7 @@ class Yard:
         while True:
             more = False
             try:
-                more = (await asyncio.to_thread(self._samples.step)).more
+                more = (await asyncio.to_thread(self.parts.samples.step)).more
             except Exception:
                 log.exception("samples were not taken in; trying again")
             await asyncio.sleep(0 if more else PULSE_S)
@@ -427,13 +241,8 @@ class Yard:
     async def _look(self) -> None:
         """Note what is registered, for the books: whose engines are not ours."""
         if await self._registered.follow():
-            self._external = frozenset(
-                str(version.ref)
-                for model in self._registered.current.values()
-                for version in model.versions.values()
-                if version.manifest.engine in ("external", "hosted")
-            )
-        self._engines_seen(self.parts.supervisor.replicas())
+            self._engines.note_registered(self._registered.current)
+        self._note_engines()
         self._tell_tls(next(iter(tls_problems(self.parts.workers.statuses())), ""))
 
     def _tell_tls(self, problem: str) -> None:
@@ -444,54 +253,16 @@ class Yard:
             log.info("the router's new certificate is in use")
         self._tls_problem = problem
 
-    def _live(self) -> Live:
-        """What is true now, for a scrape."""
-        known, table = self._registered.current, self.parts.publisher.table
-        inflight = inflight_of(self.parts.workers.statuses())
-        served = [known[name] for name in self.parts.config.models if name in known]
-        return Live(
-            engines=[
-                EngineGauge(one.model, one.label, one.id, one.state == "ready", one.restarts, inflight[one.id])
-                for one in self.parts.supervisor.replicas()
-            ],
-            engine_metrics=self._scraper.latest(),
-            versions=[
-                (model.name, label)
-                for model in served
-                for label, version in model.versions.items()
-                if version.retired_at is None
-            ],
-            weights={
-                (model.name, label): weight
-                for model in served
-                if model.route
-                for label, weight in model.route.weights.items()
-            },
-            revisions={model.name: model.route.revision for model in served if model.route},
-            paused={model.name for model in served if model.pause},
-            generation=table.generation if table else 0,
-            drift=self.parts.drift.state(),
-            splits=self._splits.state(),
-            outlook=self.parts.costs.latest,
-        )
+    def _keys_in_force(self) -> Sequence[Key]:
+        """The API keys that the workers know."""
+        return self.parts.publisher.table.keys if self.parts.publisher.table else ()
 
-    def _routing(self) -> Routing:
-        """The splits in force, as the table published last has them."""
-        return routing_of(self.parts.publisher.table, self._registered.current)
-
-    def _engines_seen(self, replicas: Sequence[ReplicaStatus]) -> None:
-        self._pids = {one.pid: f"{one.model}@{one.label}" for one in replicas if one.pid}
-        for one in replicas:
-            if one.pid and (device := self.parts.sampler.device_of(one.pid)):
-                self._devices[one.id] = device
-        self._token_prices = {
-            f"{one.model}@{one.label}": TokenPrice(seen.input_price_per_million, seen.output_price_per_million)
-            for one in replicas
-            if (seen := one.capabilities) and (seen.input_price_per_million or seen.output_price_per_million)
-        }
+    def _note_engines(self) -> None:
+        """Note what runs, for the books: whose processes are whose, and where."""
+        self._engines.note_running(self.parts.supervisor.replicas(), self.parts.sampler.device_of)
 
     def _engines_changed(self) -> None:
-        self._engines_seen(self.parts.supervisor.replicas())
+        self._note_engines()
         self.parts.publisher.mark()
 
     def _engine_failed(self, failure: Failure) -> None:
@@ -510,57 +281,12 @@ class Yard:
         self._tasks.append(task)
         task.add_done_callback(lambda done: self._tasks.remove(done) if done in self._tasks else None)
 
-    def _declares(self, model: str, label: str) -> bool:
-        """Whether the configuration in force has the version."""
-        found = self.parts.config.models.get(model)
-        return found is not None and label in found.versions
-
-    def _required_gate(self, model: str) -> str:
-        """The gate policy that the configuration in force requires of the model's versions; "" for none."""
-        found = self.parts.config.models.get(model)
-        return found.require_gate if found is not None else ""
-
-    def _declares_url(self, url: str) -> bool:
-        """Whether the configuration in force names an engine at this URL."""
-        models = self.parts.config.models.values()
-        return any(version.url == url for model in models for version in model.versions.values())
-
-    def _digest_of(self, model: str, label: str) -> str:
-        """A version's digest; "" where it is not registered."""
-        found = self._registered.current.get(model)
-        version = found.versions.get(label) if found is not None else None
-        return version.digest if version is not None else ""
-
-    def _device_of(self, replica: str) -> str | None:
-        """The device whose time a replica's requests took; None for an engine that somebody else runs."""
-        if replica.rpartition("/")[0] in self._external:
-            return None
-        return self._devices.get(replica, self._device)
-
-    def _keys(self) -> Sequence[Key]:
-        """The API keys in force."""
-        return self.parts.publisher.table.keys if self.parts.publisher.table else ()
-
-    def _capabilities(self) -> dict[str, Capabilities]:
-        """What engines were seen to do, by replica."""
-        return {one.id: one.capabilities for one in self.parts.supervisor.replicas() if one.capabilities is not None}
-
-    def _log_to_file(self) -> None:
-        """The control plane's own log, in the state directory."""
-        handler = RotatingFileHandler(self.state.root / "yard.log", maxBytes=LOG_BYTES_MAX, backupCount=1)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        parent = logging.getLogger("modelyard")
-        parent.setLevel(logging.INFO)
-        parent.addHandler(handler)
-        self._stack.callback(handler.close)
-        self._stack.callback(parent.removeHandler, handler)
-
     async def reload(self) -> None:
         """Apply the file that the yard was started with again (SIGHUP). What is wrong with it is told, not raised."""
         await self._is_up.wait()
         try:
             config = await asyncio.to_thread(load, self._path)
-            plan = await self.desk.apply(config, self._path.absolute().parent, actor=_user(), dry_run=False)
+            plan = await self.desk.apply(config, self._base, actor=_user(), dry_run=False)
         except (UserError, RegistryError) as error:
             log.warning("the configuration was not applied: %s", error)
             self._ui.say(f"the configuration was not applied: {error}")
@@ -616,10 +342,6 @@ def with_options(config: YardConfig, options: Options) -> YardConfig:
     return config.model_copy(update={"server": config.server.model_copy(update=given)})
 
 
-def _engine_state(replica: ReplicaStatus) -> EngineState:
-    return EngineState(replica.id, replica.state, replica.last_error)
-
-
 def _shown(host: str) -> str:
     """The host as a client on this machine writes it in a URL."""
     if host in ("0.0.0.0", "::"):
@@ -632,10 +354,3 @@ def _user() -> str:
         return os.environ.get("MODELYARD_ACTOR") or getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("modelyard")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
