@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -164,11 +165,15 @@ def test_sigterm_stops_it_while_it_generates(smollm2_path: Path) -> None:
         child(smollm2_path) as (running, url),
         httpx.stream("POST", f"{url}/v1/completions", json=endless, trust_env=False, timeout=30) as stream,
     ):
-        next(stream.iter_lines())
-        began = time.monotonic()
+        lines = stream.iter_lines()
+        next(lines)
         running.terminate()
-        assert running.wait(30) == 0
-        assert time.monotonic() - began < 8.0, "two seconds and less; all that was asked for takes twenty and more"
+        assert running.wait(60) == 0
+        said = 0
+        with contextlib.suppress(httpx.HTTPError):
+            for line in lines:
+                said += line.startswith("data: ")
+        assert said < 1500, "it did not wait for the end of what was asked for"
 
 
 def test_embeddings_where_they_are_asked_for(root: Path, smollm2_path: Path) -> None:
