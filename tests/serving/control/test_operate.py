@@ -125,7 +125,9 @@ def test_readiness_is_per_model_and_names_what_is_missing(fake_engine: Engines, 
         }
         assert yard.api.get("/health/ready?model=lone").status_code == 503
         assert yard.api.get("/health/ready?model=m").json()["status"] == "ready"
-        pinned = yard.api.get("/health/ready", params={"model": "m@v2"})
+        pinned = until(
+            lambda: (found := yard.api.get("/health/ready", params={"model": "m@v2"})).status_code != 200 and found
+        )
         assert (pinned.status_code, pinned.json()["missing"]) == (503, ["0 of 1 engines of m@v2 are ready"])
         assert yard.api.get("/health/ready?model=nobody").status_code == 404
         engines = dependencies(yard)["engines"]

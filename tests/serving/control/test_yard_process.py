@@ -275,7 +275,7 @@ def test_a_second_interrupt_does_not_wait_for_an_engine_that_is_deaf_to_the_firs
     one.send(signal.SIGINT)
     began = time.monotonic()
     assert one.wait() == 0
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 9.0, "an engine has 10 s from the first one on; what waits for it takes as long"
     assert not any(map(runs, engines))
 
 
