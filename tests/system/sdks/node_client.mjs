@@ -36,7 +36,7 @@ const typed = await client.chat.completions.create({ ...settings, messages, max_
 seen.json = typed.choices[0].message.content;
 
 seen.responses = { text: "", types: [] };
-const events = await client.responses.create({ model: "assistant", input: "Say hello", max_output_tokens: 8, stream: true });
+const events = await client.responses.create({ ...settings, input: "Say hello", max_output_tokens: 8, stream: true });
 for await (const event of events) {
   seen.responses.types.push(event.type);
   if (event.type === "response.output_text.delta") seen.responses.text += event.delta;
