@@ -160,16 +160,16 @@ def _engine_folders(state: StateDir) -> Iterator[Path]:
 
 
 def _marked(state: StateDir) -> Iterator[psutil.Process]:
-    """Processes that carry the mark of one of this directory's engines, though no record names them."""
+    """Processes that belong to one of this directory's engines, though no record names them."""
     import psutil  # noqa: PLC0415 - not for --help
 
-    from serving.engines.process import MARK  # noqa: PLC0415
+    from serving.engines.process import folder_of  # noqa: PLC0415
 
+    engines = state.engines.resolve()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            folder = process.environ().get(MARK, "")
-            if folder and Path(folder).is_relative_to(state.engines):
-                yield process
+        folder = folder_of(process)
+        if folder is not None and folder.is_relative_to(engines):
+            yield process
 
 
 def _end(processes: list[psutil.Process], timeout_s: float) -> None:

@@ -2,7 +2,9 @@
 
 Owns: `engines/<replica>/engine.json` and `log`, process groups, signals. Never: deciding when to start or to stop.
 
-What an engine started is found by descent and by the mark in its environment, also after it died itself.
+What an engine started is found by descent, by the mark in its environment, and by the log that it writes to, also after
+it died itself: vLLM's engine core, which holds the GPU's memory, writes its title over its environment and outlives a
+server that was killed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from serving.processes import recognised, since_boot_s
 
 MARK: Final = "MODELYARD_ENGINE"
 """Environment variable of every engine process and its children: the replica's folder."""
+LOGS: Final = ("log", "log.1")
+"""An engine's output, and that of the process before it. What an engine still writes to may be either."""
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024
 LOG_BYTES_KEPT: Final = 1024 * 1024
 _POLL_S: Final = 0.02
@@ -161,11 +165,25 @@ def family(folder: Path, record: EngineRecord | None) -> list[psutil.Process]:
     if leader is not None:
         with contextlib.suppress(psutil.Error):
             found = {process.pid: process for process in (leader, *leader.children(recursive=True))}
+    real = folder.resolve()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid not in found and process.environ().get(MARK) == str(folder):
-                found[process.pid] = process
+        if process.pid not in found and folder_of(process) == real:
+            found[process.pid] = process
     return _living(found.values())
+
+
+def folder_of(process: psutil.Process) -> Path | None:
+    """The replica's folder that a process belongs to by its mark or by where its output goes, without symbolic links;
+    None where it has neither. Where output goes says little alone: whoever asks knows which folders are replicas'."""
+    with contextlib.suppress(psutil.Error, OSError):
+        if mark := process.environ().get(MARK):
+            return Path(mark).resolve()
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            output = Path(f"/proc/{process.pid}/fd/{descriptor}").readlink()
+            if output.name.removesuffix(" (deleted)") in LOGS:
+                return output.parent
+    return None
 
 
 async def sweep(folder: Path, record: EngineRecord | None, deadline_s: float) -> None:
@@ -185,18 +203,18 @@ async def sweep(folder: Path, record: EngineRecord | None, deadline_s: float) ->
 
 def marked(root: Path) -> set[Path]:
     """The folders below `root` of replicas of which something runs."""
-    found = set()
+    found, real = set(), root.resolve()
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            folder = process.environ().get(MARK, "")
-            if folder and Path(folder).is_relative_to(root) and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(Path(folder))
+        with contextlib.suppress(psutil.Error):
+            folder = folder_of(process)
+            if folder is not None and folder.is_relative_to(real) and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(root / folder.relative_to(real))
     return found
 
 
 def tail(folder: Path, lines: int) -> list[str]:
     """The last lines of the replica's log, of the log before it where this one is empty."""
-    for name in ("log", "log.1"):
+    for name in LOGS:
         with contextlib.suppress(OSError), (folder / name).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 64 * 1024))

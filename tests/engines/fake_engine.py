@@ -536,6 +536,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--exit-at-start", type=int, default=None, metavar="CODE", help="print log lines and exit")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM and SIGINT")
     parser.add_argument("--child", action="store_true", help="start a grandchild process that sleeps for an hour")
+    parser.add_argument("--nameless-child", action="store_true", help="the same, without our environment")
     for flag in fields(Behaviour):
         name = "--" + flag.name.replace("_", "-")
         if isinstance(flag.default, bool):
@@ -554,6 +555,8 @@ def main() -> int:
     if options.child and os.fork() == 0:
         time.sleep(3600)
         return 0
+    if options.nameless_child and os.fork() == 0:
+        os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(3600)"], {})
     behaviour = Behaviour(**{flag.name: getattr(options, flag.name) for flag in fields(Behaviour)})
     state = State(options.name or ["fake"], behaviour)
     with contextlib.suppress(KeyboardInterrupt):
