@@ -3,8 +3,8 @@
 Owns: turning `engine_args` and sampling defaults into CommonParams, checked to the last key, and a stop within two
 seconds of SIGTERM. Never: importing more of the project than constants; it must start quickly and stay small.
 
-Exit status: 0 stopped by a signal; 1 the server could not be started (the log says why); 2 arguments that are not
-usable (the last line on standard error is one sentence).
+Exit status: 0 stopped by a signal, or SIGALRM's at that deadline; 1 the server could not be started (the log says why);
+2 arguments that are not usable (the last line on standard error is one sentence).
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ def serve(server_type: Any, params: Any) -> int:
         signal.signal(number, lambda *_: stop.set())
     say(f"listening on {server.listening_address}")
     stop.wait()
-    watchdog = threading.Timer(STOP_DEADLINE_S, os._exit, (0,))
-    watchdog.daemon = True
-    watchdog.start()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # No thread could keep the deadline: the server ends under the interpreter's lock.
+    signal.setitimer(signal.ITIMER_REAL, STOP_DEADLINE_S)
     del server
     return 0
 

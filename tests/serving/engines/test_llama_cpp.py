@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import json
 import os
@@ -165,15 +164,13 @@ def test_sigterm_stops_it_while_it_generates(smollm2_path: Path) -> None:
         child(smollm2_path) as (running, url),
         httpx.stream("POST", f"{url}/v1/completions", json=endless, trust_env=False, timeout=30) as stream,
     ):
-        lines = stream.iter_lines()
+        lines = stream.iter_lines()  # kept: without it the client would leave
         next(lines)
+        began = time.monotonic()
         running.terminate()
-        assert running.wait(60) == 0
-        said = 0
-        with contextlib.suppress(httpx.HTTPError):
-            for line in lines:
-                said += line.startswith("data: ")
-        assert said < 1500, "it did not wait for the end of what was asked for"
+        assert running.wait(60) in (0, -signal.SIGALRM)
+        assert time.monotonic() - began < 15, "two seconds; what it was asked for may keep it for half a minute"
+        lines.close()
 
 
 def test_embeddings_where_they_are_asked_for(root: Path, smollm2_path: Path) -> None:
