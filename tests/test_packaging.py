@@ -202,8 +202,19 @@ def test_the_check_of_everything_is_a_valid_script() -> None:
     text = script.read_text()
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text
-    assert text.rstrip().endswith("MODELYARD_REQUIRE=all make test")
     subprocess.run(["bash", "-n", str(script)], check=True)
+    assert text.index("export MODELYARD_REQUIRE=all") < text.index("make test"), (
+        "nothing is skipped for what is missing"
+    )
+    found = re.search(r"^apart=\((.*)\)$", text, re.MULTILINE)
+    assert found is not None
+    assert [path for path in found[1].split() if not (ROOT / path).exists()] == []
+    assert 'pytest "${apart[@]}"' in text, "what one run leaves out"
+    assert """make test TESTS="tests $(printf -- '--ignore=%s ' "${apart[@]}")" || status=$?""" in text, (
+        "the other one runs"
+    )
+    assert 'wait "$beside" || status=$?' in text
+    assert text.rstrip().endswith('exit "$status"')
 
 
 def test_the_makefile_lists_its_targets() -> None:
