@@ -203,16 +203,12 @@ def test_the_check_of_everything_is_a_valid_script() -> None:
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text
     subprocess.run(["bash", "-n", str(script)], check=True)
-    assert text.index("export MODELYARD_REQUIRE=all") < text.index("make test"), (
-        "nothing is skipped for what is missing"
-    )
+    assert text.index("export MODELYARD_REQUIRE=all") < text.index("make test")
     found = re.search(r"^apart=\((.*)\)$", text, re.MULTILINE)
     assert found is not None
     assert [path for path in found[1].split() if not (ROOT / path).exists()] == []
-    assert 'pytest "${apart[@]}"' in text, "what one run leaves out"
-    assert """make test TESTS="tests $(printf -- '--ignore=%s ' "${apart[@]}")" || status=$?""" in text, (
-        "the other one runs"
-    )
+    assert 'pytest "${apart[@]}"' in text, "what one run leaves out, the other one runs"
+    assert """make test TESTS="tests $(printf -- '--ignore=%s ' "${apart[@]}")" || status=$?""" in text
     assert 'wait "$beside" || status=$?' in text
     assert text.rstrip().endswith('exit "$status"')
 
