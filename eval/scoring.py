@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -21,6 +21,9 @@ from eval.stream import Completion
 from eval.suite import Case
 
 SCORING_MAX_S: Final = 2.0
+"""Of processor time, for one answer."""
+WAITING_FACTOR: Final = 30.0
+"""So many times as long may pass on the clock."""
 
 _json = msgspec.json.Encoder(order="deterministic")
 
@@ -89,8 +92,8 @@ async def score(
         return
     except _TooLongError:
         sample.error = (
-            f"the scorer {case.scorer.name!r} was stopped after {SCORING_MAX_S:g} s on this answer: simplify its "
-            "pattern"
+            f"the scorer {case.scorer.name!r} was stopped after {SCORING_MAX_S:g} s of work, or "
+            f"{WAITING_FACTOR * SCORING_MAX_S:g} s of waiting, on this answer: simplify its pattern"
         )
         return
     sample.score, sample.detail = found.value, found.detail
@@ -108,7 +111,8 @@ class _TooLongError(Exception):
 
 @contextlib.contextmanager
 def _at_most(limit_s: float) -> Iterator[None]:
-    """Raise _TooLongError in the block after `limit_s` of processor time: a busy machine stops nobody earlier.
+    """Raise _TooLongError in the block after `limit_s` of processor time, or WAITING_FACTOR times as long on the clock:
+    a busy machine stops nobody early, and who waits for something is stopped too.
 
     A suite's regular expression may need time exponential in the answer's length, and no thread can stop it; a signal
     can, which reaches the main thread only: elsewhere nothing is bounded.
@@ -120,10 +124,21 @@ def _at_most(limit_s: float) -> Iterator[None]:
     def expire(*_: object) -> None:
         raise _TooLongError
 
-    before = signal.signal(signal.SIGPROF, expire)
-    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    with (
+        _timer(signal.SIGPROF, signal.ITIMER_PROF, limit_s, expire),
+        _timer(signal.SIGALRM, signal.ITIMER_REAL, WAITING_FACTOR * limit_s, expire),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _timer(number: signal.Signals, which: int, limit_s: float, expire: Callable[..., None]) -> Iterator[None]:
+    """Call `expire` after the limit; what the timer was set to before it is set to again."""
+    handler = signal.signal(number, expire)
+    before = signal.setitimer(which, limit_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.setitimer(which, 0)
+        signal.signal(number, handler)
+        signal.setitimer(which, *before)

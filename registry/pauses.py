@@ -5,6 +5,8 @@ Owns: their rows. Never: transactions and audit (registry.store), refusing a cha
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from sqlalchemy import Connection, delete, insert, select
 
 from registry import schema
@@ -20,11 +22,7 @@ def every(connection: Connection) -> dict[str, Pause]:
 def begin(connection: Connection, pause: Pause) -> Pause | None:
     """Keep a pause in place of the model's earlier one, which is returned."""
     before = end(connection, pause.model)
-    connection.execute(
-        insert(schema.route_pauses).values(
-            model=pause.model, reason=pause.reason, paused_at=pause.paused_at, paused_by=pause.paused_by
-        )
-    )
+    connection.execute(insert(schema.route_pauses).values(asdict(pause)))
     return before
 
 

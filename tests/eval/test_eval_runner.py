@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import resource
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -300,3 +301,15 @@ def test_a_part_of_a_name_is_the_latest_plain_run(small_suite: Suite, tmp_path: 
     begin(4.0, seed=6)
     with pytest.raises(RunError, match="fits several runs"):
         store.get("m@v1")
+
+
+def test_a_scorer_that_only_waits_is_stopped_too_and_other_peoples_timers_go_on() -> None:
+    before = signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        began = time.monotonic()
+        with pytest.raises(scoring._TooLongError), scoring._at_most(0.01):
+            time.sleep(60)
+        assert time.monotonic() - began < 30
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 900
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)

@@ -136,6 +136,17 @@ def visit(browser: Any, yard: Stack, cookie: dict[str, str]) -> Visitor:
     return open_page
 
 
+@pytest.fixture
+def plain(browser: Any, yard: Stack, cookie: dict[str, str]) -> Iterator[Any]:
+    """A page of a browser that is signed in and runs no scripts."""
+    context = browser.new_context(java_script_enabled=False, base_url=yard.admin_url)
+    try:
+        context.add_cookies([{"name": name, "value": value, "url": yard.admin_url} for name, value in cookie.items()])
+        yield context.new_page()
+    finally:
+        context.close()
+
+
 @pytest.fixture(scope="module")
 def looks_right(visit: Visitor) -> Callable[[str, str], None]:
     """Opens a page at three widths in light and dark: it fits, axe finds nothing, and there is a picture of it."""
